@@ -1,0 +1,60 @@
+"""Everything graft raises on purpose.
+
+    GraftError
+    ├── SpecError         a spec, an override or a command-line argument
+    ├── DataError         rows: files, columns, labels, regimes
+    ├── ModelError        a model that cannot be found, read or used like this
+    ├── StoreError        the column store or the storage under it
+    ├── CheckpointError   a checkpoint that cannot be written or read
+    └── ServeError        a served graph
+
+A message says what is wrong, where (`method.adapter.r`), what was got, what is allowed, and the cure,
+in one line: it is printed without a traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GraftError(Exception):
+    """Base of all errors that graft raises on purpose; `exit_code` is the command line's."""
+
+    exit_code = 2
+
+
+class SpecError(GraftError):
+    """What the user wrote is not a valid spec, override or argument."""
+
+
+class DataError(GraftError):
+    """The rows cannot be read, or do not allow what was asked of them."""
+
+
+class ModelError(GraftError):
+    """A model cannot be found, read, or used in the way asked."""
+
+
+class StoreError(GraftError):
+    """The storage refuses to be read or written."""
+
+    exit_code = 1
+
+
+class CheckpointError(GraftError):
+    """A checkpoint cannot be written or read."""
+
+    exit_code = 1
+
+
+class ServeError(GraftError):
+    """A graph cannot be served as asked."""
+
+    exit_code = 1
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """The cure for a name that does not exist: the closest known one, and all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(wrong, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names)}" if names else "nothing is known here"

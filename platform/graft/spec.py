@@ -1,0 +1,394 @@
+"""What a user may write: one `Experiment` for a run, a sweep, evaluation and serving.
+
+Every section is frozen and refuses unknown keys. The sections `task` and `method` belong to their families:
+`TASKS` and `METHODS` map a name to `"module:Class"`, and that class is the section. Nothing here imports
+torch, transformers or ray, nor does validating a spec.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from graft.errors import SpecError, suggest
+
+if TYPE_CHECKING:
+    from graft.graph import Graph
+    from graft.results.records import Result
+    from graft.tasks.dataset import Dataset
+
+ROLES = ("encoder", "base", "anchor", "augmenting", "teacher", "student")
+"""What a model may be to a method; `models:` maps these to sources."""
+
+
+class Section(BaseModel):
+    """A part of a spec: typed, frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key '{key}'; {cure}",
+                        {"key": str(key), "cure": suggest(str(key), cls.model_fields)},
+                    )
+        return values
+
+
+class ModelSource(Section):
+    """A frozen pre-trained model and how it is to be loaded and read."""
+
+    source: str
+    """Local folder, hub name, installed package, `recipe:NAME`, or `endpoint:URL#MODEL` (OpenAI-compatible)."""
+    variant: Literal["pretrained", "instruct"] | None = None
+    """Which training stage speaks: null uses a chat template where the tokenizer has one, pretrained never does."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Floating-point type; null is float32 on a CPU and bfloat16 on a GPU."""
+    device_map: str | None = None
+    """Where the weights go, as in transformers (`auto`); null is the whole model on `scaling.device`."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Load the weights quantised (GPU only); null keeps `dtype`."""
+    layer: int | None = Field(None, ge=0)
+    """Hidden layer that an embedding is read from: 0 the embeddings, i after block i; null the model's output."""
+    pooling: Literal["model", "mean", "last", "cls", "prompteol"] = "model"
+    """How token states become one vector; `model`: as the model's own files say, mean where they say nothing."""
+    trust_remote_code: bool = False
+    """Allow the model's own Python code to run."""
+
+
+class Task(Section):
+    """What is to be learned; each family under `graft.tasks` adds its own fields."""
+
+    name: str
+    """Name of the task in `graft.tasks.TASKS`."""
+    group: str | None = None
+    """Column for grouped intervals (language, source); null for none."""
+    test_examples: int = Field(1000, ge=1)
+    """Rows in the test set, drawn once by a fixed seed; at most a third of all rows."""
+    template: str = "default"
+    """How a row becomes a prompt: a template's name, or inline text with `{field}`s that ends in `{target}`."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longer texts are cut to this many tokens and counted; null: a text that does not fit is an error."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the input columns, known before any row is read: text, messages, image, audio or vector."""
+        raise NotImplementedError
+
+    def read(self) -> "Dataset":
+        """Read and split the rows.
+
+        Raises:
+            DataError: the rows cannot be read or do not make a task.
+        """
+        raise NotImplementedError
+
+
+class Regime(Section):
+    """How much labelled data there is, and which draw of it."""
+
+    examples: int = Field(64, ge=1)
+    """Labelled rows, validation included; smaller regimes are contained in larger ones of the same seed."""
+    seed: int = Field(0, ge=0)
+    """Draws the examples and the demonstrations."""
+    validation: Literal["auto"] | float | int = "auto"
+    """Rows for selection, taken inside the examples: a share below 1, a number of folds, or auto
+    (20 % from 100 examples on, below that 5 folds and one refit)."""
+
+    @field_validator("validation")
+    @classmethod
+    def _a_share_or_folds(cls, value: Any) -> Any:
+        if value != "auto" and not (0 < value < 1 or (value >= 2 and value == int(value))):
+            raise ValueError("give auto, a share between 0 and 1, or a number of folds from 2 on")
+        return value
+
+
+class Method(Section):
+    """How the task is learned; each file under `graft.methods` adds its own fields and builds the graph."""
+
+    name: str
+    """Name of the method in `graft.methods.METHODS`."""
+
+    def roles(self, task: Task) -> tuple[str, ...]:
+        """The model roles that this method needs for this task."""
+        raise NotImplementedError
+
+    def optional_roles(self, task: Task) -> tuple[str, ...]:
+        """The model roles that it reads where the spec gives them."""
+        return ()
+
+    def graph(self, task: Task, dataset: "Dataset", models: Mapping[str, Any]) -> "Graph":
+        """The unfitted graph; `models` maps each of `roles` to its handle.
+
+        Raises:
+            SpecError: the method's fields do not suit this task.
+            ModelError: a model cannot do what the method asks of it.
+        """
+        raise NotImplementedError
+
+
+class Training(Section):
+    """The one training loop; read by methods with gradients only."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    max_steps: int = Field(300, ge=1)
+    """Optimizer steps."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps of linear warm-up; null is 10 % of `max_steps`."""
+    tokens_per_batch: int = Field(8192, ge=1)
+    """Tokens in a global batch, padding included."""
+    seed: int = Field(0, ge=0)
+    """Everything random in training: adapter initialisation, batch order, dropout."""
+
+
+class Scaling(Section):
+    """Where the work runs."""
+
+    workers: int = Field(1, ge=1)
+    """Processes that train together."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several workers share a model."""
+
+    @field_validator("device")
+    @classmethod
+    def _a_device(cls, value: str) -> str:
+        if value not in ("auto", "cpu", "cuda") and not value.removeprefix("cuda:").isdigit():
+            raise ValueError(f"got {value!r}; give auto, cpu, cuda or cuda:N")
+        return value
+
+
+class Sweep(Section):
+    """Many experiments from one spec: the grid of all axes, once per seed."""
+
+    axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Dotted key to the values it takes; the key `method` takes whole methods."""
+    seeds: int = Field(1, ge=1)
+    """Seed i sets `regime.seed` and `training.seed` to i, for i from 0."""
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _lists_of_values(cls, axes: Any) -> Any:
+        for key, values in axes.items() if isinstance(axes, Mapping) else ():
+            if not isinstance(values, list | tuple) or not values:
+                raise ValueError(f"{key}: give a list of values, got {values!r}")
+            if key in ("regime.seed", "training.seed"):
+                raise ValueError(f"{key}: seeds are set by sweep.seeds, not by an axis")
+        return axes
+
+
+@functools.cache
+def catalogue(kind: Literal["task", "method"]) -> dict[str, str]:
+    """Name to `"module:Class"` of every known task or method, entry points of third parties included."""
+    built_in = importlib.import_module(f"graft.{kind}s")
+    known: dict[str, str] = getattr(built_in, f"{kind.upper()}S")
+    return known
+
+
+def section_class(kind: Literal["task", "method"], name: Any) -> type[Any]:
+    """The class of a task's or a method's section.
+
+    Raises:
+        SpecError: the name is unknown, or its module cannot be imported.
+    """
+    known = catalogue(kind)
+    if not isinstance(name, str) or name not in known:
+        raise SpecError(f"unknown {kind} {name!r}; {suggest(str(name), known)}")
+    module, _, attribute = known[name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"{kind} {name!r} is registered as {known[name]}, which cannot be imported: {error}") from error
+
+
+def _section(kind: Literal["task", "method"]) -> Callable[[Any], Any]:
+    def validate(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if "name" not in value:
+            raise PydanticCustomError("no_name", "name is missing; {cure}", {"cure": suggest("", catalogue(kind))})
+        try:
+            found = section_class(kind, value["name"])
+        except SpecError as error:
+            raise PydanticCustomError("unknown_name", "{error}", {"error": str(error)}) from error
+        return found.model_validate(value)
+
+    return validate
+
+
+def _models(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    for role in value:
+        if role not in ROLES:
+            raise PydanticCustomError(
+                "unknown_role", "unknown role '{role}'; {cure}", {"role": str(role), "cure": suggest(str(role), ROLES)}
+            )
+    return value
+
+
+class Experiment(Section):
+    """One question put to one method with one amount of data, and optionally the sweep around it."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    """Slug of the run: lower-case letters, digits, dot, dash and underscore; it begins every run_id."""
+    models: Annotated[dict[str, ModelSource], BeforeValidator(_models)] = Field(default_factory=dict)
+    """Role to model; each method says which roles it needs."""
+    task: Annotated[SerializeAsAny[Task], BeforeValidator(_section("task"))]
+    """What is to be learned."""
+    regime: Regime = Regime()
+    """How much labelled data there is."""
+    method: Annotated[SerializeAsAny[Method] | None, BeforeValidator(_section("method"))] = None
+    """How it is learned; may be left out where an axis of the sweep gives it."""
+    training: Training = Training()
+    """The training loop."""
+    scaling: Scaling = Scaling()
+    """Where the work runs."""
+    sweep: Sweep | None = None
+    """Many experiments from this one; null for a single run."""
+
+    @model_validator(mode="after")
+    def _method_has_its_models(self) -> Self:
+        if self.method is None:
+            if self.sweep is None or "method" not in self.sweep.axes:
+                raise PydanticCustomError(
+                    "no_method", "method is missing; {cure}", {"cure": suggest("", catalogue("method"))}
+                )
+            return self
+        for role in self.method.roles(self.task):
+            if role not in self.models:
+                raise PydanticCustomError(
+                    "no_model",
+                    "models.{role} is missing: method {method} needs it for this task; add {cure}",
+                    {"role": role, "method": self.method.name, "cure": f"models: {{{role}: {{source: ...}}}}"},
+                )
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, *overrides: str) -> Self:
+        """Read a spec and apply `key.path=value` words.
+
+        Raises:
+            SpecError: the file cannot be read, is not YAML, or is not a valid spec; one line per fault.
+        """
+        return cls.from_mapping(override(read_yaml(path), overrides), origin=str(path))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], origin: str = "spec") -> Self:
+        """Validate a plain mapping.
+
+        Raises:
+            SpecError: one line per fault, each with its full path.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SpecError("\n".join(_describe(origin, fault) for fault in error.errors())) from error
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The whole spec with every default written out, as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The whole spec as YAML, in the order of the fields."""
+        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
+
+    def resolved(self) -> Self:
+        """The single experiment that is carried out: no sweep, and only the models that its method reads."""
+        if self.method is None:
+            raise SpecError("method is missing: this spec is a sweep; expand it first")
+        roles = (*self.method.roles(self.task), *self.method.optional_roles(self.task))
+        models = {role: source for role, source in self.models.items() if role in roles}
+        return self.model_copy(update={"models": models, "sweep": None})
+
+    def run(self, storage: str | Path = ".") -> "Result":
+        """Carry it out, or read the result if that was done before: see `graft.runner.run`."""
+        from graft import runner
+
+        return runner.run(self, storage)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping from a file; a key written twice is an error, since one of the two would be ignored."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such file (looked in {Path.cwd()})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SpecError(f"{path}: a spec is a mapping of keys to values; got {type(values).__name__}")
+    return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader that refuses a key written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def override(values: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
+    """A copy of a mapping with `key.path=value` words applied; values are YAML."""
+    for word in words:
+        key, sign, text = word.partition("=")
+        if not sign or not key:
+            raise SpecError(f"{word!r} is not an override; write key.path=value, for example regime.examples=128")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SpecError(f"{key}: {text!r} is not a YAML value: {' '.join(str(error).split())}") from error
+        values = replaced(values, key, value)
+    return dict(values)
+
+
+def replaced(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a nested mapping with one dotted key set."""
+    head, _, rest = key.partition(".")
+    if not rest:
+        return {**values, head: value}
+    inner = values.get(head)
+    if inner is not None and not isinstance(inner, Mapping):
+        raise SpecError(f"{key}: {head!r} is {inner!r}, which has no keys inside")
+    return {**values, head: replaced(inner or {}, rest, value)}
+
+
+def _describe(origin: str, fault: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] in ("unknown_key", "unknown_name", "no_name", "no_model", "no_method", "unknown_role"):
+        got = ""
+    elif fault["type"] == "missing":
+        got, message = "", "is missing"
+    else:
+        got = f"; got {fault['input']!r}"
+    return f"{origin}: {path + ': ' if path else ''}{message}{got}"

@@ -1,0 +1,78 @@
+"""Where runs, sweeps and the column store are kept: a local folder or any URI that `pyarrow.fs` knows."""
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from graft.errors import SpecError, StoreError
+
+
+def open_storage(uri: str | Path) -> fs.SubTreeFileSystem:
+    """A file system whose root is `uri`; a local folder is made when it is missing.
+
+    Raises:
+        SpecError: the URI is not one that `pyarrow.fs` can open.
+        StoreError: the folder cannot be made.
+    """
+    try:
+        if "://" in str(uri):
+            base, root = fs.FileSystem.from_uri(str(uri))
+        else:
+            base, root = fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SpecError(f"--storage {uri}: {error}; give a folder or a URI such as s3://bucket/folder") from error
+    try:
+        base.create_dir(root, recursive=True)
+    except OSError as error:
+        raise StoreError(f"{uri}: the folder cannot be made: {error}") from error
+    return fs.SubTreeFileSystem(root, base)
+
+
+def local_root(files: fs.SubTreeFileSystem) -> Path | None:
+    """The folder on this machine, or None for remote storage."""
+    return Path(files.base_path) if isinstance(files.base_fs, fs.LocalFileSystem) else None
+
+
+def write_atomic(files: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
+    """Write a file that is either absent or whole: written beside its place, then renamed into it.
+
+    Raises:
+        StoreError: the storage refuses (full, read-only, unreachable); nothing readable is left behind.
+    """
+    folder, _, name = path.rpartition("/")
+    draft = f"{folder}/.{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp".lstrip("/")
+    try:
+        if folder:
+            files.create_dir(folder, recursive=True)
+        with files.open_output_stream(draft) as stream:
+            stream.write(data)
+        files.move(draft, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            files.delete_file(draft)
+        raise StoreError(f"{path}: cannot be written: {error}; free some space or give another --storage") from error
+
+
+def read_bytes(files: fs.FileSystem, path: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with files.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def exists(files: fs.FileSystem, path: str) -> bool:
+    """Whether a file or folder is there."""
+    return files.get_file_info(path).type != fs.FileType.NotFound
+
+
+def children(files: fs.FileSystem, folder: str) -> list[str]:
+    """Sorted names inside a folder, hidden ones left out; empty where there is no such folder."""
+    found = files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    return sorted(info.base_name for info in found if not info.base_name.startswith("."))
