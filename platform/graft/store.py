@@ -1,0 +1,284 @@
+"""The column store: what a frozen node computes for a row is computed once and kept by content.
+
+    store/columns/<node fingerprint>/<digest of the bytes>.arrow    append-only shards: row key, written columns
+    store/columns/<node fingerprint>/about.json                     which node this is, for people
+    store/usage/<process>.json                                      what one process read, and when
+
+Many processes on many machines write at once without a lock: a shard is written beside its place and renamed into
+it, and its name is the digest of its content, so a torn or damaged one is recognised, set aside and recomputed.
+Two processes that compute the same row both store it; readers take either. A process killed at any instant loses
+at most the rows it has not yet appended.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+from graft.errors import StoreError
+from graft.hashing import KEY_BYTES, digest
+from graft.storage import children, exists, read_bytes, write_atomic
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LIMIT_BYTES = 20 * 2**30
+_MEMORY_BYTES = 2 * 2**30
+_MEASURE_SECONDS = 30.0
+_STALE_SECONDS = 3600.0
+_KEY = "__key"
+
+
+@dataclass
+class Column:
+    """One node's stored rows, as one process has read them."""
+
+    index: dict[bytes, int] = field(default_factory=dict)
+    shards: dict[str, pa.Table] = field(default_factory=dict)
+    seconds: list[np.ndarray] = field(default_factory=list)
+    rows: int = 0
+
+    def add(self, name: str, table: pa.Table) -> None:
+        """Take in a shard; a key that is already known keeps its first row."""
+        for offset, key in enumerate(table[_KEY].to_pylist()):
+            self.index.setdefault(key, self.rows + offset)
+        seconds = float((table.schema.metadata or {}).get(b"seconds", b"0"))
+        self.seconds.append(np.full(table.num_rows, seconds / max(1, table.num_rows)))
+        self.shards[name] = table
+        self.rows += table.num_rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        return sum(table.nbytes for table in self.shards.values())
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the store keeps for one node, for `graft ls --store`."""
+
+    fingerprint: str
+    node: str
+    shards: int
+    bytes: int
+    reads: int
+    seconds_saved: float
+    last_used: float
+
+
+class ColumnStore:
+    """Columns by (fingerprint of the fitted node, key of the row's read columns).
+
+    Args:
+        files: file system rooted at the store's folder.
+        limit_bytes: size above which the least recently used shards are evicted.
+    """
+
+    def __init__(self, files: fs.FileSystem, limit_bytes: int = DEFAULT_LIMIT_BYTES):
+        self.files = files
+        self.limit_bytes = limit_bytes
+        self.reads = 0
+        self.corrupt = 0
+        self.seconds_saved = 0.0
+        self._process = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._columns: OrderedDict[str, Column] = OrderedDict()
+        self._usage: dict[str, dict[str, float]] = {}
+        self._lock = threading.RLock()
+        self._measured_at = -_MEASURE_SECONDS
+        self._bytes = 0
+        self._refused = False
+
+    def lookup(self, fingerprint: str, keys: Sequence[bytes]) -> tuple[np.ndarray, pa.Table | None]:
+        """What is stored for these rows.
+
+        Returns:
+            Positions in `keys` that were found (int64, ascending), and their columns in that order
+            (None when nothing was found).
+        """
+        with self._lock:
+            column = self._refresh(fingerprint)
+            positions = np.array([i for i, key in enumerate(keys) if key in column.index], dtype=np.int64)
+            if not len(positions):
+                return positions, None
+            rows = np.array([column.index[keys[i]] for i in positions], dtype=np.int64)
+            found = pa.concat_tables(column.shards.values()).drop_columns([_KEY]).take(rows)
+            self._record(fingerprint, len(rows), float(np.concatenate(column.seconds)[rows].sum()))
+            return positions, found.replace_schema_metadata(None)
+
+    def append(
+        self, fingerprint: str, keys: Sequence[bytes], columns: pa.Table, seconds: float, about: str = ""
+    ) -> None:
+        """Keep computed rows; storage that refuses is reported once and costs no result.
+
+        Args:
+            fingerprint: of the node that computed them.
+            keys: one per row.
+            columns: the written columns, row for row.
+            seconds: what computing them took, for the account of what the store saves.
+            about: the node in words.
+        """
+        if self._refused or not len(keys):
+            return
+        key_array = pa.array(list(keys), pa.binary(KEY_BYTES))
+        table = columns.append_column(_KEY, key_array).replace_schema_metadata({"seconds": repr(seconds)})
+        data = _to_bytes(table)
+        folder = f"columns/{fingerprint}"
+        name = f"{digest(bytes(data))}.arrow"
+        with self._lock:
+            try:
+                if about and not exists(self.files, f"{folder}/about.json"):
+                    write_atomic(self.files, f"{folder}/about.json", json.dumps({"node": about}).encode())
+                write_atomic(self.files, f"{folder}/{name}", data)
+            except StoreError as error:
+                self._refused = True
+                log.warning("the column store keeps nothing more in this process: %s", error)
+                return
+            self._record(fingerprint, 0, 0.0)
+            self._column(fingerprint).add(name, table)
+            self._bytes += len(data)
+            self._keep_within_limit()
+
+    def flush(self) -> None:
+        """Write this process's account of reads, so that others see it and evict by it."""
+        if self._usage and not self._refused:
+            with self._lock, contextlib.suppress(StoreError):
+                write_atomic(self.files, f"usage/{self._process}.json", json.dumps(self._usage).encode())
+
+    def holdings(self) -> list[Holding]:
+        """What is kept, the most recently used first."""
+        usage = self._all_usage()
+        found = []
+        for fingerprint, shards in self._shards_on_disk().items():
+            account = usage.get(fingerprint, {})
+            try:
+                node = json.loads(read_bytes(self.files, f"columns/{fingerprint}/about.json"))["node"]
+            except (OSError, ValueError, KeyError):
+                node = "?"
+            found.append(
+                Holding(
+                    fingerprint,
+                    node,
+                    len(shards),
+                    sum(info.size for info in shards),
+                    int(account.get("reads", 0)),
+                    account.get("seconds_saved", 0.0),
+                    account.get("last_used", max((_modified(info) for info in shards), default=0.0)),
+                )
+            )
+        return sorted(found, key=lambda holding: -holding.last_used)
+
+    def _column(self, fingerprint: str) -> Column:
+        """The column as this process knows it, now its most recently used one."""
+        column = self._columns.setdefault(fingerprint, Column())
+        self._columns.move_to_end(fingerprint)
+        while len(self._columns) > 1 and sum(held.nbytes for held in self._columns.values()) > _MEMORY_BYTES:
+            self._columns.popitem(last=False)
+        return column
+
+    def _refresh(self, fingerprint: str) -> Column:
+        """Take in the shards that others have written since the last look."""
+        column = self._column(fingerprint)
+        for name in children(self.files, f"columns/{fingerprint}"):
+            if name.endswith(".arrow") and name not in column.shards:
+                table = self._read_shard(f"columns/{fingerprint}/{name}")
+                if table is not None:
+                    column.add(name, table)
+        return column
+
+    def _read_shard(self, path: str) -> pa.Table | None:
+        """A shard whose content is what its name promises; one that is not is set aside."""
+        try:
+            data = read_bytes(self.files, path)
+        except FileNotFoundError:
+            return None  # evicted by another process since it was listed
+        except OSError as error:
+            log.warning("store shard %s cannot be read (%s); its rows are computed again", path, error)
+            return None
+        if digest(data) == path.rpartition("/")[2].removesuffix(".arrow"):
+            return pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        self.corrupt += 1
+        log.warning("store shard %s is damaged; it is set aside as .corrupt and its rows are computed again", path)
+        with contextlib.suppress(OSError):
+            self.files.move(path, f"{path}.corrupt")
+        return None
+
+    def _record(self, fingerprint: str, reads: int, seconds_saved: float) -> None:
+        account = self._usage.setdefault(fingerprint, {"reads": 0, "seconds_saved": 0.0, "last_used": 0.0})
+        account["reads"] += reads
+        account["seconds_saved"] += seconds_saved
+        account["last_used"] = time.time()
+        self.reads += reads
+        self.seconds_saved += seconds_saved
+
+    def _all_usage(self) -> dict[str, dict[str, float]]:
+        """The accounts of all processes added up."""
+        self.flush()
+        total: dict[str, dict[str, float]] = {}
+        for name in children(self.files, "usage"):
+            try:
+                accounts = json.loads(read_bytes(self.files, f"usage/{name}"))
+            except (OSError, ValueError):
+                continue
+            for fingerprint, account in accounts.items():
+                mine = total.setdefault(fingerprint, {"reads": 0, "seconds_saved": 0.0, "last_used": 0.0})
+                mine["reads"] += account["reads"]
+                mine["seconds_saved"] += account["seconds_saved"]
+                mine["last_used"] = max(mine["last_used"], account["last_used"])
+        return total
+
+    def _shards_on_disk(self) -> dict[str, list[fs.FileInfo]]:
+        """Every shard by fingerprint; drafts that a killed process left are removed once they are old."""
+        infos = self.files.get_file_info(fs.FileSelector("columns", recursive=True, allow_not_found=True))
+        shards: dict[str, list[fs.FileInfo]] = {}
+        for info in infos:
+            if info.base_name.endswith(".arrow"):
+                shards.setdefault(info.path.split("/")[-2], []).append(info)
+            elif info.base_name.endswith(".tmp") and time.time() - _modified(info) > _STALE_SECONDS:
+                with contextlib.suppress(OSError):
+                    self.files.delete_file(info.path)
+        return shards
+
+    def _keep_within_limit(self) -> None:
+        """Evict the least recently used columns' oldest shards while the store is larger than its limit."""
+        now = time.monotonic()
+        if self._bytes <= self.limit_bytes and now - self._measured_at < _MEASURE_SECONDS:
+            return
+        self._measured_at = now
+        shards = self._shards_on_disk()
+        self._bytes = sum(info.size for infos in shards.values() for info in infos)
+        if self._bytes <= self.limit_bytes:
+            return
+        usage = self._all_usage()
+        by_age = sorted(
+            ((usage.get(fingerprint, {}).get("last_used", 0.0), _modified(info), info.path, info.size))
+            for fingerprint, infos in shards.items()
+            for info in infos
+        )
+        for _, _, path, size in by_age:
+            if self._bytes <= self.limit_bytes:
+                break
+            with contextlib.suppress(OSError):
+                self.files.delete_file(path)
+            self._bytes -= size
+            log.info("store: evicted %s (%d bytes), the least recently used", path, size)
+
+
+def _modified(info: fs.FileInfo) -> float:
+    return info.mtime.timestamp() if info.mtime else 0.0
+
+
+def _to_bytes(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue()
