@@ -1,0 +1,66 @@
+"""Frozen pre-trained models: found, loaded once per process, and read as embeddings, probabilities and text.
+
+`load` gives a handle; `locate` and `fingerprint` say where a model is and what it computes, without torch.
+"""
+
+import threading
+from collections import deque
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from graft.models.model import Kind, Model, Usage
+from graft.models.sources import fingerprint, is_endpoint, locate
+from graft.spec import ModelSource
+
+__all__ = ["Kind", "Model", "Usage", "fingerprint", "load", "locate"]
+
+_live: WeakValueDictionary[tuple[str, ...], Model] = WeakValueDictionary()
+_recent: deque[Model] = deque(maxlen=4)
+"""Kept although nobody holds them: the next trial of a sweep most likely wants the same models."""
+_lock = threading.Lock()
+
+
+def load(source: str | ModelSource, device: str = "auto") -> Model:
+    """A handle to a frozen model; everyone in this process who asks for the same model shares one.
+
+    Args:
+        source: where it is and how it is to be read; a plain string is `ModelSource.source`.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ModelError: it cannot be found, is damaged, or cannot be used as asked.
+    """
+    source = ModelSource(source=source) if isinstance(source, str) else source
+    with _lock:
+        place, here = _place(source, device)
+        mark = fingerprint(source)
+        settings = source.model_copy(update={"source": ""}).model_dump_json()
+        # The fingerprint is in the key because a folder's weights may change while the process lives.
+        key = (str(place), settings, here, mark)
+        model = _live.get(key)
+        if model is None:
+            model = _live[key] = _open(source, place, here, mark)
+        if model in _recent:
+            _recent.remove(model)
+        _recent.append(model)
+        return model
+
+
+def _place(source: ModelSource, device: str) -> tuple[Path | None, str]:
+    """The folder and the device; an endpoint has neither."""
+    if is_endpoint(source):
+        return None, source.source
+    folder = locate(source)
+    from graft.models.loading import resolve_device
+
+    return folder, resolve_device(device)
+
+
+def _open(source: ModelSource, folder: Path | None, device: str, mark: str) -> Model:
+    if folder is None:
+        from graft.models.endpoint import Endpoint
+
+        return Endpoint(source, mark)
+    from graft.models.loading import open_folder
+
+    return open_folder(source, folder, device, mark)

@@ -1,0 +1,226 @@
+"""Causal language models: probabilities of continuations, and greedy text.
+
+Shapes: B prompts or continuations in a batch, C candidates, T tokens, V vocabulary.
+
+A prompt's score needs three kinds of forward pass, each as rarely as possible:
+
+    beginning    what many prompts share (instruction, demonstrations), once, and kept
+    suffix       the rest of each prompt, once; gives the first token of every candidate
+    tail         the other tokens of each candidate, on a copy of its prompt's cache
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from graft.errors import ModelError
+from graft.models import prefixes
+from graft.models.batching import LOGITS_PER_BATCH, batches, padded, token_log_probabilities
+from graft.models.local import LocalModel, accepted
+from graft.models.model import Candidates, Kind
+from graft.models.writing import make_greedy, write
+
+CACHED_TOKENS_PER_BATCH = 32768
+"""Positions of a batch whose keys and values are held at once."""
+
+
+@dataclass
+class Question:
+    """One prompt: what is given, and the continuations to score."""
+
+    context: list[int]
+    continuations: list[list[int]]
+
+
+class CausalModel(LocalModel):
+    """A decoder with a language-model head."""
+
+    kind: Kind = "causal"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        make_greedy(self.network, self.tokenizer)
+        self.shares_prefixes = prefixes.shareable(self.network, self.config)
+        self.prefixes = prefixes.PrefixCaches()
+        self._lead = leading_ids(self.tokenizer)
+        self._vocabulary = int(self.config.get_text_config().vocab_size)
+
+    @property
+    def body(self) -> Any:
+        """The decoder without its head."""
+        return self.network.base_model
+
+    def score(self, prompts: Sequence[str], candidates: Candidates, normalize: bool = False) -> NDArray[np.float64]:
+        """Log-probabilities [N, C]; a prompt and a candidate become tokens together, as they would in one text."""
+        with self.lock, torch.inference_mode():
+            options = aligned(prompts, candidates)
+            questions = self._questions(prompts, options)
+            longest = [len(one.context) + max(map(len, one.continuations), default=0) for one in questions]
+            self._check_fits(longest, "prompt with its continuation", TOO_LONG)
+            scores = np.zeros((len(prompts), len(options[0]) if options else 0))
+            if not scores.size:
+                return scores
+            if self.shares_prefixes:
+                for group in prefixes.groups([one.context for one in questions]):
+                    self._score_group(questions, group, scores)
+            else:
+                for index, question in enumerate(questions):
+                    scores[index] = self._score_alone(question)
+            lengths = [[len(tokens) for tokens in one.continuations] for one in questions]
+            return scores / lengths if normalize else scores
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, stop: Sequence[str] = ()) -> list[str]:
+        """Greedy continuations, without the prompt."""
+        with self.lock, torch.inference_mode():
+            rows = [self._never_empty(self._with_lead(ids)) for ids in self._tokenize(prompts, special=False)]
+            self._check_fits([len(row) + max_new_tokens for row in rows], "prompt with max_new_tokens", TOO_LONG)
+            return write(self, rows, max_new_tokens, stop)
+
+    def _with_lead(self, ids: list[int]) -> list[int]:
+        """What the tokenizer puts before a text, unless a rendered chat already begins with it."""
+        return ids if ids[: len(self._lead)] == self._lead else [*self._lead, *ids]
+
+    def _questions(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[Question]:
+        joined = [prompt + option for prompt, several in zip(prompts, options, strict=True) for option in several]
+        given = [self._with_lead(ids) for ids in self._tokenize(prompts, special=False)]
+        whole = [self._with_lead(ids) for ids in self._tokenize(joined, special=False)]
+        count = len(options[0]) if options else 0
+        return [
+            self._question(context, whole[index * count : (index + 1) * count], options[index])
+            for index, context in enumerate(given)
+        ]
+
+    def _question(self, context: list[int], whole: list[list[int]], options: Sequence[str]) -> Question:
+        """Split where the prompt's own tokens end in every candidate's text.
+
+        A candidate's first letters may change the prompt's last tokens, so the given part is what all of them share.
+        """
+        shared = min((prefixes.common_length(context, tokens) for tokens in whole), default=len(context))
+        if not shared:
+            start = self._never_empty([])
+            context, whole, shared = [*start, *context], [[*start, *tokens] for tokens in whole], 1
+        for tokens, option in zip(whole, options, strict=True):
+            if len(tokens) == shared:
+                raise ModelError(
+                    f"{self.source.source}: candidate {option!r} adds no token to its prompt; give it a text"
+                )
+        return Question(context[:shared], [tokens[shared:] for tokens in whole])
+
+    def _score_group(self, questions: list[Question], group: prefixes.Group, scores: NDArray[np.float64]) -> None:
+        """Score prompts that begin alike; fills their rows of `scores`."""
+        start = group.shared_tokens
+        beginning = self._beginning(questions[group.members[0]].context[:start])
+        lengths = [len(questions[index].context) for index in group.members]
+        limit = max(1, LOGITS_PER_BATCH // self._vocabulary)
+        for batch in batches(lengths, CACHED_TOKENS_PER_BATCH, limit):
+            members = [group.members[position] for position in batch]
+            scores[members] = self._score_batch([questions[index] for index in members], beginning, start)
+
+    def _beginning(self, tokens: list[int]) -> Any:
+        """The keys and values of a prefix; computed only as far as none that is kept already knows it."""
+        cache, known = self.prefixes.nearest(tokens)
+        cache = cache or _empty(self.config)
+        if known < len(tokens):
+            ids = torch.tensor([tokens[known:]], device=self.device)
+            positions = torch.arange(known, len(tokens), device=self.device)[None]
+            mask = torch.ones(1, len(tokens), dtype=torch.long, device=self.device)
+            self._forward(self.body, ids, mask, positions, cache)
+            self.usage.add(ids.numel(), 1)
+            self.prefixes.keep(tokens, cache)
+        return cache
+
+    def _score_batch(self, questions: list[Question], beginning: Any, start: int) -> NDArray[np.float64]:
+        """Scores [B, C] of prompts whose first `start` tokens are in `beginning`."""
+        ids, own = padded([one.context[start:] for one in questions], self.device, left=True)
+        mask_BT = torch.cat([own.new_ones(len(questions), start), own], dim=1)
+        positions = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, start:]
+        cache = _empty(self.config) if not start else prefixes.picked(beginning, ids.new_zeros(len(questions)))
+        logits_BV = self._forward(self.network, ids, mask_BT, positions, cache, logits_to_keep=1).logits[:, -1]
+        self.usage.add(int(own.sum()), len(questions))
+        first = torch.tensor([[tokens[0] for tokens in one.continuations] for one in questions], device=self.device)
+        scores: NDArray[np.float64] = logits_BV.float().log_softmax(-1).gather(1, first).double().cpu().numpy()
+        self._add_tails(questions, mask_BT, cache, scores)
+        return scores
+
+    def _add_tails(self, questions: list[Question], mask_BT: Tensor, cache: Any, scores: NDArray[np.float64]) -> None:
+        """Add what follows each candidate's first token, on copies of the prompts' caches."""
+        rows = [(b, c) for b, one in enumerate(questions) for c, t in enumerate(one.continuations) if len(t) > 1]
+        lengths = [mask_BT.shape[1] + len(questions[b].continuations[c]) for b, c in rows]
+        longest = max((len(questions[b].continuations[c]) for b, c in rows), default=1)
+        limit = max(1, LOGITS_PER_BATCH // (self._vocabulary * longest))
+        for batch in batches(lengths, CACHED_TOKENS_PER_BATCH, limit):
+            chosen = [rows[index] for index in batch]
+            tails = [questions[b].continuations[c] for b, c in chosen]
+            ids, own = padded([tail[:-1] for tail in tails], self.device)
+            targets, _ = padded([tail[1:] for tail in tails], self.device)
+            prompts = torch.tensor([b for b, _ in chosen], device=self.device)
+            mask = torch.cat([mask_BT[prompts], own], dim=1)
+            positions = (mask.cumsum(1) - 1)[:, mask_BT.shape[1] :]
+            logits = self._forward(self.network, ids, mask, positions, prefixes.picked(cache, prompts)).logits
+            self.usage.add(int(own.sum()), len(chosen))
+            sums = (token_log_probabilities(logits, targets) * own.cpu()).sum(1).numpy()
+            for (b, c), value in zip(chosen, sums, strict=True):
+                scores[b, c] += value
+
+    def _score_alone(self, question: Question) -> NDArray[np.float64]:
+        """Scores [C] of one prompt without any cache: every candidate with its whole prompt."""
+        given = len(question.context)
+        longest = max(map(len, question.continuations))
+        scores = np.zeros(len(question.continuations))
+        limit = max(1, LOGITS_PER_BATCH // (self._vocabulary * (longest + 1)))
+        for batch in batches([given + len(tokens) for tokens in question.continuations], rows=limit):
+            tails = [question.continuations[index] for index in batch]
+            ids, mask = padded([question.context + tail for tail in tails], self.device)
+            targets, own = padded(tails, self.device)
+            # The last given token predicts the first scored one; the last token predicts nothing that is asked.
+            keep = accepted(self.network, use_cache=False, logits_to_keep=targets.shape[1] + 1)
+            logits = self.network(input_ids=ids, attention_mask=mask, **keep).logits[:, -targets.shape[1] - 1 : -1]
+            self.usage.add(int(mask.sum()), len(batch))
+            scores[batch] = (token_log_probabilities(logits, targets) * own.cpu()).sum(1).numpy()
+        return scores
+
+    def _forward(
+        self, network: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, **options: Any
+    ) -> Any:
+        extra = accepted(network, position_ids=positions, **options)
+        return network(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+
+
+TOO_LONG = "use fewer method.num_shots, or set task.max_tokens so that longer texts are cut"
+
+
+def aligned(prompts: Sequence[str], candidates: Candidates) -> list[list[str]]:
+    """One list of candidates per prompt, all of one length.
+
+    Raises:
+        ModelError: lists of unequal number or length.
+    """
+    if all(isinstance(candidate, str) for candidate in candidates):
+        return [list(map(str, candidates)) for _ in prompts]
+    lists = [list(several) for several in candidates]
+    lengths = {len(several) for several in lists}
+    if len(lists) != len(prompts) or len(lengths) > 1:
+        raise ModelError(
+            f"candidates: got {len(lists)} lists of {sorted(lengths)} for {len(prompts)} prompts; "
+            "give one list of strings, or one list of equal length per prompt"
+        )
+    return lists
+
+
+def leading_ids(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before every text (a begin-of-sequence token, mostly)."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    places = [at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare]
+    return list(full[: places[0]]) if places else []
+
+
+def _empty(config: Any) -> Any:
+    from transformers.cache_utils import DynamicCache
+
+    return DynamicCache(config=config)

@@ -1,0 +1,131 @@
+"""What every frozen model answers to; nothing here imports torch."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graft.errors import ModelError
+from graft.spec import ModelSource
+
+Kind = Literal["encoder", "causal", "seq2seq", "endpoint"]
+
+Candidates = Sequence[str] | Sequence[Sequence[str]]
+"""Continuations common to all prompts, or one list of equal length per prompt."""
+
+
+@dataclass
+class Usage:
+    """What a handle has computed since it was loaded."""
+
+    tokens: int = 0
+    """Tokens put through the model, padding not counted."""
+    forward_passes: int = 0
+    """Sequences put through the model, whatever the batch; a generated token is one more."""
+
+    def add(self, tokens: int, forward_passes: int) -> None:
+        """Count a batch."""
+        self.tokens += tokens
+        self.forward_passes += forward_passes
+
+
+class Model:
+    """A frozen model's handle.
+
+    A kind of model that cannot do something says so with a ModelError that names the cure.
+
+    Attributes:
+        source: where it came from and how it is read.
+        fingerprint: what it computes, by content; equal to `graft.models.fingerprint(source)`.
+        kind: encoder, causal, seq2seq or endpoint.
+        config: the transformers configuration; None for an endpoint.
+        tokenizer: the transformers tokenizer; None for an endpoint.
+        device: where its inputs go; `remote` for an endpoint.
+        dtype: floating-point type that it computes in; "" for an endpoint.
+        parameters: number of weights; 0 where unknown.
+        context_tokens: longest input, special tokens included; None where there is no limit or it is unknown.
+        dimensions: width of an embedding; 0 where there is none.
+        usage: what was computed so far.
+        chat: chat messages to the prompt that asks for the next answer; None where the model has no chat template
+            or `source.variant` is pretrained.
+    """
+
+    kind: Kind
+    config: Any = None
+    tokenizer: Any = None
+    device: Any = "remote"
+    dtype: str = ""
+    parameters: int = 0
+    context_tokens: int | None = None
+    dimensions: int = 0
+    chat: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
+
+    def __init__(self, source: ModelSource, fingerprint: str) -> None:
+        self.source = source
+        self.fingerprint = fingerprint
+        self.usage = Usage()
+        # Tokenizers and the usage counter are not made for several threads at once.
+        self.lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.source.source!r}, kind={self.kind!r}, device={str(self.device)!r})"
+
+    def embed(self, texts: Sequence[str], max_tokens: int | None = None) -> NDArray[np.float32]:
+        """One vector per text, float32 [N, D], pooled and normalised as the source says.
+
+        Args:
+            texts: any order and length; results keep the order.
+            max_tokens: cut longer texts to this many tokens; None makes a text that does not fit an error.
+
+        Raises:
+            ModelError: a text is longer than the context, or this kind of model gives no embeddings.
+        """
+        self._cannot("embed", "name a model whose weights can be loaded")
+
+    def score(self, prompts: Sequence[str], candidates: Candidates, normalize: bool = False) -> NDArray[np.float64]:
+        """Natural-log probability of each continuation of each prompt, float64 [N, C].
+
+        Args:
+            prompts: N texts.
+            candidates: C continuations common to all prompts, or one list of C per prompt.
+            normalize: the mean over a continuation's tokens instead of their sum.
+
+        Raises:
+            ModelError: a prompt with its continuation is longer than the context, a continuation adds no token,
+                or this kind of model gives no probabilities.
+        """
+        self._cannot("score candidates", "name a causal or encoder-decoder model whose weights can be loaded")
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, stop: Sequence[str] = ()) -> list[str]:
+        """The most likely continuation of each prompt, token by token (greedy), without the prompt.
+
+        Args:
+            prompts: N texts.
+            max_new_tokens: upper limit of what is written.
+            stop: the text ends before the first of these.
+
+        Raises:
+            ModelError: a prompt leaves no room in the context, or this kind of model writes no text.
+        """
+        self._cannot("generate", "name a causal or encoder-decoder model")
+
+    def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int32]:
+        """Tokens of each text, special tokens included, int32 [N]."""
+        self._cannot("count tokens", "leave task.max_tokens null: its tokenizer is not known here")
+
+    def tokens_over(self, texts: Sequence[str], max_tokens: int | None) -> NDArray[np.int32]:
+        """How many tokens of each text `cut` would remove, int32 [N]; zeros where `max_tokens` is None."""
+        if max_tokens is None:
+            return np.zeros(len(texts), np.int32)
+        return np.maximum(self.count_tokens(texts) - max_tokens, 0).astype(np.int32)
+
+    def cut(self, texts: Sequence[str], max_tokens: int) -> list[str]:
+        """Each text, or its longest beginning that has at most `max_tokens` tokens, special tokens included."""
+        self._cannot("cut texts", "leave task.max_tokens null: its tokenizer is not known here")
+
+    def _cannot(self, what: str, cure: str) -> NoReturn:
+        article = "an" if self.kind[0] in "aeiou" else "a"
+        raise ModelError(f"{self.source.source}: {article} {self.kind} model cannot {what}; {cure}")

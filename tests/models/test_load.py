@@ -1,0 +1,176 @@
+"""One handle per model and process: kinds, settings, chat, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import graft.models
+from graft.errors import ModelError
+from graft.spec import ModelSource
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(tiny_llama: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "chatty"))
+    (folder / "chat_template.jinja").write_text(CHAT)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("tiny_llama", "causal"), ("tiny_gpt2", "causal"), ("tiny_t5", "seq2seq"), ("tiny_bert", "encoder")],
+)
+def test_kinds_and_what_a_handle_says(request: pytest.FixtureRequest, name: str, kind: str) -> None:
+    folder = request.getfixturevalue(name)
+    model = graft.models.load(str(folder), device="cpu")
+    assert model.kind == kind
+    assert model.context_tokens == {"tiny_bert": 128, "tiny_t5": None}.get(name, 256)
+    assert (model.dimensions, str(model.device), model.config.model_type) == (32, "cpu", name.removeprefix("tiny_"))
+    assert model.parameters > 10_000
+    assert model.fingerprint == graft.models.fingerprint(model.source)
+    assert not any(weight.requires_grad for weight in model.network.parameters())
+    assert not model.network.training
+    assert {weight.dtype for weight in model.network.parameters()} == {torch.float32}
+
+
+def test_nodes_share_one_handle(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graft.models.load(str(tiny_llama))
+    assert graft.models.load(ModelSource(source=str(tiny_llama)), device="cpu") is model
+    monkeypatch.chdir(tiny_llama.parent)
+    assert graft.models.load(tiny_llama.name) is model
+    assert graft.models.load(ModelSource(source=str(tiny_llama), layer=1)) is not model
+
+
+def test_changed_weights_are_another_model(tiny_bert: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "changing"))
+    before = graft.models.load(str(folder))
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    after = graft.models.load(str(folder))
+    assert after is not before
+    assert after.fingerprint != before.fingerprint
+
+
+def test_a_bare_decoder_is_an_encoder(tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(tiny_llama).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)
+    model = graft.models.load(str(tmp_path))
+    assert model.kind == "encoder"
+    torch.testing.assert_close(
+        torch.from_numpy(model.embed(["The cat"])),
+        torch.from_numpy(graft.models.load(str(tiny_llama)).embed(["The cat"])),
+    )
+    with pytest.raises(ModelError, match="an encoder model cannot score candidates; name a causal"):
+        model.score(["a"], ["b"])
+    with pytest.raises(ModelError, match="an encoder model cannot generate; name a causal"):
+        model.generate(["a"])
+
+
+def test_the_encoder_of_an_encoder_decoder_alone(tiny_t5: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    T5EncoderModel.from_pretrained(tiny_t5).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_t5).save_pretrained(tmp_path)
+    alone, whole = graft.models.load(str(tmp_path)), graft.models.load(str(tiny_t5))
+    assert alone.kind == "encoder"
+    torch.testing.assert_close(torch.from_numpy(alone.embed(["The cat"])), torch.from_numpy(whole.embed(["The cat"])))
+
+
+def test_dtype_of_the_source(tiny_bert: Path) -> None:
+    model = graft.models.load(ModelSource(source=str(tiny_bert), dtype="bfloat16"))
+    assert {weight.dtype for weight in model.network.parameters()} == {torch.bfloat16}
+    exact = graft.models.load(str(tiny_bert)).embed(["The cat"])
+    torch.testing.assert_close(torch.from_numpy(model.embed(["The cat"])), torch.from_numpy(exact), atol=0.1, rtol=0)
+
+
+def test_chat_messages_become_a_prompt(chatty: Path) -> None:
+    model = graft.models.load(str(chatty))
+    assert model.chat is not None
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert model.chat(messages) == "<s>[system] Be brief.\n[user] Hello\n[assistant]"
+    assert graft.models.load(ModelSource(source=str(chatty), variant="instruct")).chat is not None
+    assert graft.models.load(ModelSource(source=str(chatty), variant="pretrained")).chat is None
+
+
+def test_no_template_no_chat(tiny_llama: Path) -> None:
+    assert graft.models.load(str(tiny_llama)).chat is None
+
+
+def test_a_chat_prompt_does_not_depend_on_the_day(chatty: Path) -> None:
+    (chatty / "chat_template.jinja").write_text("{{ bos_token }}Today is {{ strftime_now('%d %b %Y') }}.")
+    chat = graft.models.load(str(chatty)).chat
+    assert chat is not None
+    assert chat([{"role": "user", "content": "Hello"}]) == "<s>Today is 26 Jul 2024."
+
+
+def test_a_chat_template_may_refuse(chatty: Path) -> None:
+    (chatty / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
+    chat = graft.models.load(str(chatty)).chat
+    assert chat is not None
+    with pytest.raises(ModelError, match="its chat template refuses these messages: no system role"):
+        chat([{"role": "system", "content": "x"}])
+
+
+def test_missing_weights_are_not_made_up(tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "headless"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are not in .*lm_head\.weight"):
+        graft.models.load(str(folder))
+
+
+def test_weights_of_another_shape(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "misshapen"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(ModelError, match="transformers cannot load it"):
+        graft.models.load(str(folder))
+
+
+def test_an_architecture_nobody_knows(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "unknown"))
+    (folder / "config.json").write_text(json.dumps({"model_type": "nobody-knows"}))
+    with pytest.raises(ModelError, match=r"transformers cannot load it: .*nobody-knows"):
+        graft.models.load(str(folder))
+
+
+def test_remote_code_needs_permission(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "remote"))
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    (folder / "own.py").write_text("raise SystemExit('this must never run')")
+    with pytest.raises(ModelError, match=r"Python code of its own.*models\.ROLE\.trust_remote_code: true"):
+        graft.models.load(str(folder))
+
+
+def test_what_needs_a_gpu(tiny_llama: Path) -> None:
+    with pytest.raises(ModelError, match=r"quantization: got 8bit .*needs a GPU"):
+        graft.models.load(ModelSource(source=str(tiny_llama), quantization="8bit"), device="cpu")
+    with pytest.raises(ModelError, match=r"scaling\.device: got 'cuda:99'"):
+        graft.models.load(str(tiny_llama), device="cuda:99")
+
+
+def test_place_and_fingerprint_need_no_torch(tiny_bert: Path) -> None:
+    code = (
+        "import sys, graft.models as m; s = m.ModelSource(source=sys.argv[1]); m.locate(s); m.fingerprint(s);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'ray')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tiny_bert)], check=False).returncode == 0
