@@ -1,0 +1,341 @@
+"""A composed model: a chain of nodes over a table, each reading columns and adding columns.
+
+    rows ─► embed ─► embedding ─► classify ─► prediction, scores
+
+The same graph object is fitted, evaluated, saved and served. What a storable node computes goes through the
+column store, so no row is put through a frozen model twice.
+"""
+
+import dataclasses
+import importlib
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from graft import hashing
+from graft.errors import DataError, GraftError, ModelError, SpecError, suggest
+from graft.spec import Experiment, ModelSource, catalogue
+from graft.store import ColumnStore
+
+FORMAT = 1
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, rows done, and rows in all."""
+
+Models = Callable[[ModelSource], Any]
+"""Gives the handle of a frozen model; nodes that name the same source share it."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Watch nothing."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a node may need beside the rows when it is fitted."""
+
+    experiment: Experiment
+    labels: tuple[str, ...] | None
+    """Sorted labels of a classification; None for free-text targets."""
+    store: ColumnStore | None = None
+    progress: Progress = no_progress
+
+
+class Node(ABC):
+    """One step of a composed model: reads columns, adds columns.
+
+    A node is a frozen dataclass, and its fields are its whole identity: plain JSON values, numpy arrays (what
+    fitting has set) and handles of frozen models. Fingerprint, `save` and `load` follow from them. A node is
+    never mutated: `fit` returns a copy (`dataclasses.replace`) that shares the handles.
+
+    A node that cuts texts also writes an int32 column `<what>_tokens_cut`: tokens dropped from the row.
+    """
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    storable = False
+    """True: `run` depends on `fingerprint()` and the row alone, and costs more than reading it back."""
+    chunk_rows = 512
+    """Rows computed between two writes to the store: what a kill can lose."""
+
+    def fit(self, rows: pa.Table, context: Context) -> Self:
+        """A fitted copy; `rows` are the examples with every column written before, and `target`."""
+        return self
+
+    def check(self, rows: pa.Table) -> None:  # noqa: B027 -- most nodes refuse nothing
+        """Refuse what `run` would refuse, before any row is computed."""
+
+    @abstractmethod
+    def run(self, rows: pa.Table) -> pa.Table:
+        """The written columns, row for row. It is given the read columns only, so it cannot see `target`."""
+
+    def describe(self) -> str:
+        """The node in a few words, for people."""
+        return type(self).__name__.lower()
+
+    def parameters_trained(self) -> int:
+        """How many numbers fitting has set by learning (stored examples are not learned)."""
+        return 0
+
+    def fingerprint(self) -> str:
+        """Identity by content: class, settings, model weights and fitted arrays."""
+        sources = {name: handle.fingerprint for name, handle in self.handles().items()}
+        return hashing.digest(class_path(type(self)), self._settings(), sources, self._arrays())
+
+    def column(self) -> str:
+        """The store's name for this node here: in bfloat16 on a GPU it gives other numbers than in float32."""
+        return hashing.digest(self.fingerprint(), [getattr(handle, "dtype", "") for handle in self.handles().values()])
+
+    def handles(self) -> dict[str, Any]:
+        """Handles of the frozen models that this node runs, by field."""
+        return {name: value for name, value in self._fields().items() if _is_handle(value)}
+
+    def save(self, directory: Path) -> None:
+        """Write `config.json` (values, models by absolute path) and `fitted.safetensors` (arrays); never a pickle."""
+        from safetensors.numpy import save_file
+
+        directory.mkdir(parents=True, exist_ok=True)
+        models = {name: _absolute(handle.source).model_dump(mode="json") for name, handle in self.handles().items()}
+        config = {"settings": self._settings(), "models": models}
+        (directory / "config.json").write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        if arrays := self._arrays():
+            save_file(arrays, directory / "fitted.safetensors")
+
+    @classmethod
+    def load(cls, directory: Path, models: Models) -> Self:
+        """The node that `save` wrote."""
+        from safetensors.numpy import load_file
+
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        settings = {name: _tuples(value) for name, value in config["settings"].items()}
+        handles = {name: models(ModelSource(**source)) for name, source in config["models"].items()}
+        weights = directory / "fitted.safetensors"
+        return cls(**settings, **handles, **(load_file(weights) if weights.exists() else {}))
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            name: np.ascontiguousarray(value) for name, value in self._fields().items() if isinstance(value, np.ndarray)
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in self._fields().items()
+            if not isinstance(value, np.ndarray) and not _is_handle(value)
+        }
+
+
+def _is_handle(value: Any) -> bool:
+    return hasattr(value, "source") and hasattr(value, "fingerprint")
+
+
+def _absolute(source: ModelSource) -> ModelSource:
+    """A local folder by its absolute path, so that a saved graph loads from any directory."""
+    path = Path(source.source).expanduser()
+    return source.model_copy(update={"source": str(path.resolve())}) if path.is_dir() else source
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+class Graph:
+    """An ordered chain of nodes, checked when it is built.
+
+    Args:
+        nodes: in the order in which they run.
+        inputs: the columns that a row must bring.
+
+    Raises:
+        SpecError: a node reads a column that nothing before it writes, or writes one again.
+    """
+
+    def __init__(self, nodes: Sequence[Node], inputs: Sequence[str]):
+        self.nodes = tuple(nodes)
+        self.inputs = tuple(inputs)
+        written = {"id", *self.inputs}
+        for node in self.nodes:
+            for column in node.reads:
+                if column not in written:
+                    raise SpecError(
+                        f"{node.describe()} reads {column!r}, which nothing before it writes; {suggest(column, written)}"
+                    )
+            for column in node.writes:
+                if column in written:
+                    raise SpecError(
+                        f"{node.describe()} writes {column!r}, which is there already; give it another name"
+                    )
+            written.update(node.writes)
+
+    def fit(self, rows: pa.Table, context: Context) -> "Graph":
+        """A fitted copy: node by node, fit on the rows so far, then run on them for the next."""
+        fitted = []
+        for position, node in enumerate(self.nodes):
+            fitted.append(node.fit(rows, context))
+            if position + 1 < len(self.nodes):
+                rows = run_node(fitted[-1], rows, context.store, context.progress)
+        return Graph(fitted, self.inputs)
+
+    def run(self, rows: pa.Table, store: ColumnStore | None = None, progress: Progress = no_progress) -> pa.Table:
+        """The rows with every written column added.
+
+        Raises:
+            DataError: an input column is missing.
+        """
+        for column in ("id", *self.inputs):
+            if column not in rows.column_names:
+                raise DataError(f"column {column!r} is missing from the rows; {suggest(column, rows.column_names)}")
+        for node in self.nodes:
+            rows = run_node(node, rows, store, progress)
+        return rows
+
+    def fingerprint(self) -> str:
+        """Identity by content of the whole chain."""
+        return hashing.digest([node.fingerprint() for node in self.nodes])
+
+    def describe(self) -> str:
+        """The chain as text, a line per node."""
+        lines = [f"rows({', '.join(self.inputs)})"]
+        for node in self.nodes:
+            kept = "  [stored]" if node.storable else ""
+            lines.append(f"  ─► {node.describe()}: {', '.join(node.reads)} ─► {', '.join(node.writes)}{kept}")
+        return "\n".join(lines)
+
+    def save(self, directory: str | Path) -> None:
+        """Write `graph.json` and one folder per node; frozen models are named by path and fingerprint, not copied."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for position, node in enumerate(self.nodes):
+            folder = f"{position}-{type(node).__name__.lower()}"
+            node.save(directory / folder)
+            entries.append(
+                {
+                    "class": class_path(type(node)),
+                    "folder": folder,
+                    "reads": node.reads,
+                    "writes": node.writes,
+                    "storable": node.storable,
+                    "fingerprint": node.fingerprint(),
+                }
+            )
+        content = {"format": FORMAT, "inputs": self.inputs, "nodes": entries}
+        (directory / "graph.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path, models: Models) -> "Graph":
+        """The graph that `save` wrote.
+
+        Raises:
+            DataError: there is no graph, or one that this version cannot read.
+            ModelError: a model it names is not the one it was fitted with.
+        """
+        directory = Path(directory)
+        try:
+            content = json.loads((directory / "graph.json").read_text(encoding="utf-8"))
+            entries = [
+                (entry["class"], directory / entry["folder"], entry["fingerprint"]) for entry in content["nodes"]
+            ]
+            version, inputs = content["format"], content["inputs"]
+        except FileNotFoundError:
+            raise DataError(f"{directory}: no graph.json here; give a run's graph folder") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{directory}/graph.json cannot be read: {error!r}; run its spec again") from error
+        if version != FORMAT:
+            raise DataError(f"{directory}: format {version}, this graft reads {FORMAT}; run its spec again")
+        nodes = []
+        for path, folder, fingerprint in entries:
+            node = _node_class(path).load(folder, models)
+            if node.fingerprint() != fingerprint:
+                raise ModelError(
+                    f"{folder}: a model or a saved part has changed since this graph was fitted; run its spec again"
+                )
+            nodes.append(node)
+        return cls(nodes, inputs)
+
+
+def run_node(node: Node, rows: pa.Table, store: ColumnStore | None, progress: Progress = no_progress) -> pa.Table:
+    """The rows with a node's columns added, through the store where the node is storable."""
+    if not rows.num_rows:
+        raise DataError("there are no rows to run; give at least one")
+    read = rows.select(node.reads)
+    if store is not None and node.storable:
+        columns = _stored(node, read, store, progress)
+    else:
+        node.check(read)
+        columns = node.run(read)
+    if tuple(columns.column_names) != tuple(node.writes) or columns.num_rows != rows.num_rows:
+        raise GraftError(
+            f"{class_path(type(node))}.run gave {columns.num_rows} rows of {columns.column_names}; "
+            f"it must give {rows.num_rows} rows of {list(node.writes)}"
+        )
+    for name in columns.column_names:
+        rows = rows.append_column(columns.schema.field(name), columns[name])
+    return rows
+
+
+def _stored(node: Node, rows: pa.Table, store: ColumnStore, progress: Progress) -> pa.Table:
+    """Read what the store has; compute the rest, each distinct row once, and append it chunk by chunk."""
+    column = node.column()
+    keys = hashing.row_keys(rows)
+    found, table = store.lookup(column, keys)
+    place = {keys[position]: order for order, position in enumerate(found)}
+    missing = [position for key, position in _first_positions(keys).items() if key not in place]
+    tables = [] if table is None else [table]
+    if missing:
+        node.check(rows.take(missing))
+    for start in range(0, len(missing), node.chunk_rows):
+        chunk = missing[start : start + node.chunk_rows]
+        progress(node.describe(), start, len(missing))
+        began = time.perf_counter()
+        computed = node.run(rows.take(chunk))
+        chunk_keys = [keys[position] for position in chunk]
+        store.append(column, chunk_keys, computed, time.perf_counter() - began, node.describe())
+        place.update({key: len(found) + start + order for order, key in enumerate(chunk_keys)})
+        tables.append(computed)
+    if missing:
+        progress(node.describe(), len(missing), len(missing))
+    store.flush()
+    return pa.concat_tables(tables).take(np.array([place[key] for key in keys], dtype=np.int64))
+
+
+def _first_positions(keys: Iterable[bytes]) -> dict[bytes, int]:
+    first: dict[bytes, int] = {}
+    for position, key in enumerate(keys):
+        first.setdefault(key, position)
+    return first
+
+
+def class_path(cls: type) -> str:
+    """`"module:Class"`."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _node_class(path: str) -> type[Node]:
+    """A node's class by its path: graft's own, or in a module that a registered method comes from."""
+    module, _, name = path.partition(":")
+    allowed = {target.partition(":")[0] for target in catalogue("method").values()}
+    if not (module.startswith("graft.") or module in allowed):
+        raise DataError(
+            f"graph.json names {path}, which no installed method provides; install the package it comes from"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise DataError(f"graph.json names {path}, which cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Node)):
+        raise DataError(f"graph.json names {path}, which is not a node")
+    return found

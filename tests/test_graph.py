@@ -1,0 +1,161 @@
+"""Graphs of small real nodes: checks, the store's share, saving."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from graft import models
+from graft.errors import DataError, GraftError, ModelError, SpecError
+from graft.graph import Context, Graph, Node, run_node
+from graft.spec import Experiment
+from graft.storage import open_storage
+from graft.store import ColumnStore
+
+computed: list[int] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Double(Node):
+    """Doubles a number, and notes that it did."""
+
+    factor: int = 2
+    reads = ("x",)
+    writes = ("doubled",)
+    storable = True
+    chunk_rows = 3
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        numbers = rows["x"].to_pylist()
+        computed.extend(numbers)
+        return pa.table({"doubled": pa.array([self.factor * number for number in numbers], pa.int64())})
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift(Node):
+    """Adds the mean of what it was fitted on."""
+
+    mean: np.ndarray | None = None
+    reads = ("doubled",)
+    writes = ("prediction",)
+
+    def fit(self, rows: pa.Table, context: Context) -> Self:
+        return dataclasses.replace(self, mean=np.array([np.mean(rows["doubled"].to_pylist())]))
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        assert self.mean is not None
+        return pa.table({"prediction": pa.array(rows["doubled"].to_numpy() + self.mean[0])})
+
+
+def rows(numbers: list[int]) -> pa.Table:
+    return pa.table({"id": [str(number) for number in numbers], "x": numbers, "target": ["?"] * len(numbers)})
+
+
+@pytest.fixture
+def context() -> Context:
+    values = {"name": "x", "task": {"name": "digits"}, "method": {"name": "probe"}}
+    return Context(Experiment.from_mapping(values), None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ColumnStore:
+    computed.clear()
+    return ColumnStore(open_storage(tmp_path / "store"))
+
+
+def test_columns_flow_from_node_to_node(context: Context) -> None:
+    graph = Graph([Double(), Shift()], ["x"])
+    fitted = graph.fit(rows([1, 2, 3]), context)
+    assert fitted.run(rows([10]))["prediction"].to_pylist() == [24.0]
+    assert graph.nodes[1].mean is None, "fitting leaves the graph as it was"  # type: ignore[attr-defined]
+
+
+def test_a_column_that_nothing_writes_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"shift reads 'doubled', which nothing before it writes"):
+        Graph([Shift()], ["x"])
+
+
+def test_a_column_written_twice_is_refused() -> None:
+    with pytest.raises(SpecError, match="there already"):
+        Graph([Double(), Double()], ["x"])
+
+
+def test_a_missing_input_column_is_named(context: Context) -> None:
+    graph = Graph([Double()], ["x"])
+    with pytest.raises(DataError, match=r"'x' is missing.*known: id, y"):
+        graph.run(pa.table({"id": ["1"], "y": [1]}))
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="no rows"):
+        run_node(Double(), rows([]), None)
+
+
+def test_each_distinct_row_is_computed_once_whatever_its_order(store: ColumnStore) -> None:
+    first = run_node(Double(), rows([5, 3, 5, 1, 3]), store)
+    assert first["doubled"].to_pylist() == [10, 6, 10, 2, 6]
+    assert computed == [5, 3, 1]
+    again = run_node(Double(), rows([1, 7, 3]), store)
+    assert again["doubled"].to_pylist() == [2, 14, 6]
+    assert computed == [5, 3, 1, 7]
+
+
+def test_another_setting_is_another_column(store: ColumnStore) -> None:
+    run_node(Double(), rows([1]), store)
+    assert run_node(Double(factor=3), rows([1]), store)["doubled"].to_pylist() == [3]
+    assert Double().fingerprint() == Double().fingerprint() != Double(factor=3).fingerprint()
+
+
+class Killed(BaseException):
+    """Stands for a kill between two chunks."""
+
+
+def test_killed_between_chunks_it_goes_on_after_the_last_one(store: ColumnStore) -> None:
+    def kill_late(what: str, done: int, total: int) -> None:
+        if done == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_node(Double(), rows(list(range(10))), store, kill_late)
+    assert computed == list(range(6))
+    run_node(Double(), rows(list(range(10))), store)
+    assert computed == list(range(10))
+
+
+def test_a_node_that_gives_the_wrong_columns_is_told_so() -> None:
+    class Wrong(Double):
+        writes = ("tripled",)
+
+    with pytest.raises(GraftError, match=r"gave 1 rows of \['doubled'\].*must give 1 rows of \['tripled'\]"):
+        run_node(Wrong(), rows([1]), None)
+
+
+def test_saving_and_loading_needs_an_installed_class(context: Context, tmp_path: Path) -> None:
+    Graph([Double(), Shift()], ["x"]).fit(rows([1]), context).save(tmp_path)
+    with pytest.raises(DataError, match="no installed method provides"):
+        Graph.load(tmp_path, models.load)
+
+
+def test_a_tampered_graph_is_refused(context: Context, tmp_path: Path) -> None:
+    values = {"name": "x", "task": {"name": "wine"}, "method": {"name": "probe"}}
+    experiment = Experiment.from_mapping(values)
+    dataset = experiment.task.read()
+    assert experiment.method is not None
+    graph = experiment.method.graph(experiment.task, dataset, {})
+    graph.fit(dataset.train, Context(experiment, dataset.labels)).save(tmp_path)
+    Graph.load(tmp_path, models.load)
+    config = tmp_path / "0-classify" / "config.json"
+    config.write_text(config.read_text().replace('"class_0"', '"class_9"'))
+    with pytest.raises(ModelError, match="has changed"):
+        Graph.load(tmp_path, models.load)
+    content = json.loads((tmp_path / "graph.json").read_text())
+    for change, expected in (({"format": 99}, "format 99"), ({"nodes": [{"class": "os:system"}]}, "cannot be read")):
+        (tmp_path / "graph.json").write_text(json.dumps({**content, **change}))
+        with pytest.raises(DataError, match=expected):
+            Graph.load(tmp_path, models.load)
+    with pytest.raises(DataError, match=r"no graph\.json"):
+        Graph.load(tmp_path / "nowhere", models.load)
