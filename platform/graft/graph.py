@@ -170,9 +170,8 @@ class Graph:
         for node in self.nodes:
             for column in node.reads:
                 if column not in written:
-                    raise SpecError(
-                        f"{node.describe()} reads {column!r}, which nothing before it writes; {suggest(column, written)}"
-                    )
+                    cure = suggest(column, written)
+                    raise SpecError(f"{node.describe()} reads {column!r}, which nothing before it writes; {cure}")
             for column in node.writes:
                 if column in written:
                     raise SpecError(

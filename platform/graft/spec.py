@@ -390,5 +390,5 @@ def _describe(origin: str, fault: Mapping[str, Any]) -> str:
     elif fault["type"] == "missing":
         got, message = "", "is missing"
     else:
-        got = f"; got {fault['input']!r}"
+        got = "" if isinstance(fault["input"], Mapping) else f"; got {fault['input']!r}"
     return f"{origin}: {path + ': ' if path else ''}{message}{got}"

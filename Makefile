@@ -1,0 +1,45 @@
+# Every command a contributor needs; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+GRAFT := $(BIN)/graft
+# Pins PyPI's packages to the versions that the tests ran with.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help setup demo test test-all lint typecheck bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed ## make .venv and install graft with the extras demo and dev
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graft needs Python 3.11 or newer: make PYTHON=python3.11 setup")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+demo: setup ## run the quickstart: every probe on a real task, a table and a report
+	$(GRAFT) run jobs/specs/quickstart.yaml --storage demo
+
+test: setup ## run the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not cluster'
+
+test-all: setup ## run every test that this machine can run
+	$(BIN)/python -m pytest
+
+lint: setup ## check style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+typecheck: setup ## check types
+	$(BIN)/mypy
+
+bench: setup ## measure; each prints ratios of both sides from one run
+	$(BIN)/python benchmarks/store.py
+
+clean: ## remove what the targets made, the environment included
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

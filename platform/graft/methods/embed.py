@@ -1,0 +1,61 @@
+"""The node that most methods begin with: a frozen model reads a row and writes one vector.
+
+    text ─► embed ─► embedding
+
+Its output depends on the model, the template and the row alone, so the column store shares it between methods,
+regimes, seeds and trials.
+"""
+
+import dataclasses
+from typing import Any
+
+import pyarrow as pa
+
+from graft.arrays import vector_column
+from graft.errors import ModelError
+from graft.graph import Node
+from graft.spec import Task
+from graft.tasks.dataset import Dataset
+from graft.tasks.templates import Template, template_for
+
+
+@dataclasses.dataclass(frozen=True)
+class Embed(Node):
+    """Text columns to `embedding` (float32, one width) and `embedding_tokens_cut`."""
+
+    model: Any
+    reads: tuple[str, ...]
+    kind: str
+    max_tokens: int | None = None
+
+    storable = True
+    writes = ("embedding", "embedding_tokens_cut")
+
+    @classmethod
+    def of(cls, model: Any, task: Task, dataset: Dataset) -> "Embed":
+        """The node for a task's input columns.
+
+        Raises:
+            ModelError: the inputs are not text.
+        """
+        if dataset.kind not in ("text", "messages"):
+            raise ModelError(
+                f"models.encoder: {model.source.source} reads text, the task's inputs are {dataset.kind}; "
+                "use a text column (task.text or task.fields)"
+            )
+        return cls(model=model, reads=dataset.inputs, kind=dataset.kind, max_tokens=task.max_tokens)
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        """Embeddings [N, D] of the rows' texts; the batch around a row changes rounding only."""
+        template = self._template()
+        texts = [template.input(row) for row in rows.to_pylist()]
+        vectors = self.model.embed(texts, max_tokens=self.max_tokens)
+        cut = self.model.tokens_over(texts, self.max_tokens)
+        return pa.table({"embedding": vector_column(vectors), "embedding_tokens_cut": pa.array(cut, pa.int32())})
+
+    def describe(self) -> str:
+        """Name the model."""
+        return f"embed({self.model.source.source})"
+
+    def _template(self) -> Template:
+        return template_for("default", self.reads, self.kind, generation=False)

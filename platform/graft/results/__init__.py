@@ -1,0 +1,1 @@
+"""What came out: records, statistics, tables, plots and the report."""

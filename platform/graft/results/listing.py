@@ -1,0 +1,135 @@
+"""What a storage holds, as `graft ls` and `graft show` print it."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import yaml
+from pyarrow import fs
+
+from graft.errors import DataError, suggest
+from graft.results.records import read_table
+from graft.results.tables import main_metric, summary, terminal
+from graft.storage import children, exists, open_storage, read_bytes
+from graft.store import ColumnStore
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COSTS = (
+    "seconds",
+    "tokens",
+    "forward_passes",
+    "store_reads",
+    "peak_memory_bytes",
+    "parameters_trainable",
+    "parameters_total",
+)
+
+
+def run_table(storage: str) -> "Table":
+    """Runs and sweeps, a line each."""
+    from rich.table import Table
+
+    files = open_storage(storage)
+    table = Table("id", "status", "task", "method", "examples", "seed", "metric", "value", box=None, pad_edge=False)
+    for name in children(files, "sweeps"):
+        status = "done" if exists(files, f"sweeps/{name}/metrics.parquet") else "not done"
+        table.add_row(name, f"sweep, {status}", "", "", "", "", "", "")
+    for name in children(files, "runs"):
+        table.add_row(name, *_run_line(files, f"runs/{name}"))
+    return table
+
+
+def store_table(storage: str) -> "Table":
+    """What the column store keeps for each node, and what reading it has saved."""
+    from rich.table import Table
+
+    holdings = ColumnStore(fs.SubTreeFileSystem("store", open_storage(storage))).holdings()
+    saved = sum(holding.seconds_saved for holding in holdings)
+    size = sum(holding.bytes for holding in holdings)
+    title = f"{len(holdings)} columns, {_size(size)}, {saved:.0f} s of computing saved"
+    table = Table("node", "fingerprint", "shards", "size", "rows read", "saved", "last used", title=title, box=None)
+    for holding in holdings:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(holding.last_used))
+        cells = (str(holding.shards), _size(holding.bytes), str(holding.reads), f"{holding.seconds_saved:.1f} s", used)
+        table.add_row(holding.node, holding.fingerprint[:12], *cells)
+    return table
+
+
+def details(name: str, storage: str) -> Iterator[Any]:
+    """A run's spec, graph, numbers and costs, or a sweep's table.
+
+    Raises:
+        DataError: there is neither a run nor a sweep of this name.
+    """
+    files = open_storage(storage)
+    name = name.rstrip("/").rpartition("/")[2]
+    if name in children(files, "sweeps"):
+        yield from _sweep_details(files, f"sweeps/{name}")
+    elif name in children(files, "runs"):
+        yield from _run_details(files, f"runs/{name}")
+    else:
+        raise DataError(f"{name}: {suggest(name, [*children(files, 'runs'), *children(files, 'sweeps')])}")
+
+
+def _run_line(files: fs.FileSystem, folder: str) -> tuple[str, ...]:
+    if not exists(files, f"{folder}/metrics.parquet"):
+        return ("not done", *_asked(files, folder), "", "")
+    metrics = read_table(files, f"{folder}/metrics.parquet")
+    first = metrics.slice(0, 1).to_pylist()[0]
+    metric = main_metric(metrics)
+    asked = (first["task"], first["method"], str(first["examples"]), str(first["seed"]))
+    return (first["status"], *asked, metric, f"{_value(metrics, metric):.4f}")
+
+
+def _asked(files: fs.FileSystem, folder: str) -> tuple[str, ...]:
+    try:
+        spec = yaml.safe_load(read_bytes(files, f"{folder}/spec.yaml"))
+        return (
+            spec["task"]["name"],
+            spec["method"]["name"],
+            str(spec["regime"]["examples"]),
+            str(spec["regime"]["seed"]),
+        )
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return ("?", "?", "?", "?")
+
+
+def _run_details(files: fs.FileSystem, folder: str) -> Iterator[Any]:
+    yield read_bytes(files, f"{folder}/spec.yaml").decode()
+    if not exists(files, f"{folder}/metrics.parquet"):
+        yield "not done: run its spec again, it goes on from the column store"
+        return
+    graph = json.loads(read_bytes(files, f"{folder}/graph/graph.json"))
+    for node in graph["nodes"]:
+        kept = "  [stored]" if node["storable"] else ""
+        yield f"{node['class']}: {', '.join(node['reads'])} ─► {', '.join(node['writes'])}{kept}"
+    metrics = read_table(files, f"{folder}/metrics.parquet")
+    first = metrics.slice(0, 1).to_pylist()[0]
+    for row in metrics.to_pylist():
+        yield f"{row['metric']:<20} {'undefined' if row['value'] is None else format(row['value'], '.4f')}"
+    for cost in COSTS:
+        yield f"{cost:<20} {first[cost]:,.1f}" if cost == "seconds" else f"{cost:<20} {first[cost]:,}"
+
+
+def _sweep_details(files: fs.FileSystem, folder: str) -> Iterator[Any]:
+    if not exists(files, f"{folder}/metrics.parquet"):
+        runs = yaml.safe_load(read_bytes(files, f"{folder}/sweep.yaml"))["runs"]
+        done = sum(exists(files, f"runs/{run}/metrics.parquet") for run in runs)
+        yield f"not done: {done} of {len(runs)} runs; the same command goes on"
+        return
+    metrics = read_table(files, f"{folder}/metrics.parquet")
+    metric = main_metric(metrics)
+    yield terminal(summary(metrics, metric))
+
+
+def _value(metrics: pa.Table, metric: str) -> float:
+    values = dict(zip(metrics["metric"].to_pylist(), metrics["value"].to_pylist(), strict=True))
+    return float("nan") if values.get(metric) is None else values[metric]
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

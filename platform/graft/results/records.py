@@ -1,0 +1,320 @@
+"""What is kept of a run: one Parquet row per metric, and reading runs back.
+
+`metrics.parquet` is written last, so its presence says that a run is done.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from graft.errors import DataError, StoreError, suggest
+from graft.storage import children, exists, open_storage, read_bytes, write_atomic
+
+if TYPE_CHECKING:
+    from graft.graph import Graph
+
+logger = logging.getLogger(__name__)
+
+METRICS = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("name", pa.string()),
+        ("method", pa.string()),
+        ("task", pa.string()),
+        ("split", pa.string()),
+        ("metric", pa.string()),  # null in the one row of a failed run
+        ("value", pa.float64()),  # null where the metric is undefined on these rows
+        ("n", pa.int64()),  # rows that the value is computed from
+        ("examples", pa.int64()),
+        ("seed", pa.int64()),
+        ("ablation", pa.string()),
+        ("status", pa.string()),  # done | failed
+        ("error", pa.string()),
+        ("spec", pa.string()),  # JSON of the resolved spec
+        ("prompt_sha", pa.string()),
+        ("versions", pa.string()),  # JSON, package to version
+        ("git_commit", pa.string()),
+        ("seconds", pa.float64()),  # costs: totals of the run, repeated on each of its rows
+        ("tokens", pa.int64()),
+        ("forward_passes", pa.int64()),
+        ("teacher_calls", pa.int64()),
+        ("teacher_reads", pa.int64()),
+        ("peak_memory_bytes", pa.int64()),
+        ("parameters_trainable", pa.int64()),
+        ("parameters_total", pa.int64()),
+        ("models", pa.string()),  # JSON, role to {source, fingerprint}
+        ("device", pa.string()),
+        ("texts_cut", pa.int64()),  # texts longer than task.max_tokens
+        ("store_reads", pa.int64()),  # rows taken from the column store instead of computed
+    ]
+)
+"""The columns of `metrics.parquet`."""
+
+PACKAGES = ("torch", "transformers", "scikit-learn", "pyarrow", "numpy")
+"""Packages whose versions may change a number."""
+
+Source = tuple[fs.FileSystem, str, pa.Table]
+"""A file system, a folder inside it, and the metrics kept there."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What holds for a whole run, whatever the metric; the names are the columns' names."""
+
+    run_id: str
+    name: str
+    method: str
+    task: str
+    examples: int
+    seed: int
+    spec: Mapping[str, Any]
+    """The resolved spec as plain JSON values."""
+    ablation: str | None = None
+    error: str | None = None
+    """Why the run failed; None for a run that is done."""
+    prompt_sha: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git_commit: str | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+    forward_passes: int = 0
+    teacher_calls: int = 0
+    teacher_reads: int = 0
+    peak_memory_bytes: int = 0
+    parameters_trainable: int = 0
+    parameters_total: int = 0
+    models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Role to `{"source": ..., "fingerprint": ...}`."""
+    device: str | None = None
+    texts_cut: int = 0
+    store_reads: int = 0
+
+    def row(self) -> dict[str, Any]:
+        """The run-level columns of a row of METRICS; mappings as JSON with sorted keys."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        for column in ("spec", "versions", "models"):
+            values[column] = json.dumps(values[column], sort_keys=True, ensure_ascii=False)
+        return values | {"status": "done" if self.error is None else "failed"}
+
+
+def metric_table(record: Record, metrics: Mapping[str, float], n: int, split: str = "test") -> pa.Table:
+    """One row of METRICS per metric; a NaN value, a metric undefined on these rows, becomes null.
+
+    Args:
+        record: the run.
+        metrics: name to value.
+        n: rows that the values are computed from.
+        split: the part of the data that these rows belong to.
+    """
+    head = record.row() | {"split": split, "n": n}
+    rows = [head | {"metric": name, "value": float(value)} for name, value in metrics.items()]
+    return pa.Table.from_pylist(
+        [row | {"value": None if row["value"] != row["value"] else row["value"]} for row in rows], schema=METRICS
+    )
+
+
+def failure_table(record: Record) -> pa.Table:
+    """The one row of a failed run: no metric, no value, status failed and the error."""
+    return pa.Table.from_pylist([record.row() | {"status": "failed"}], schema=METRICS)
+
+
+def write_table(files: fs.FileSystem, path: str, table: pa.Table) -> None:
+    """Write a table as Parquet (zstd, page checksums) that is either absent or whole.
+
+    Raises:
+        StoreError: the storage refuses.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    write_atomic(files, path, sink.getvalue())
+
+
+def read_table(files: fs.FileSystem, path: str) -> pa.Table:
+    """Read a table that `write_table` wrote, every page checked.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(read_bytes(files, path)), page_checksum_verification=True)
+        table.validate(full=True)
+        table.schema.to_string()  # decodes what the footer says, which has no checksum
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file; the run is not done: give the same command again") from None
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(f"{path}: damaged: {reason}; delete it and give the same command again") from error
+    return table
+
+
+def environment() -> dict[str, str]:
+    """Versions of graft, Python and the packages that may change a number; nothing is imported."""
+    found = {"python": platform.python_version()}
+    for name, distribution in (("graft", "graft-compose"), *((name, name) for name in PACKAGES)):
+        try:
+            found[name] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the current directory's repository, `-dirty` where tracked files differ; None without one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run as its user sees it."""
+
+    run_id: str
+    metrics: pa.Table
+    """Rows of METRICS."""
+    predictions: pa.Table
+    """One row per test row: id, split, the input fields, target, prediction, scores."""
+    folder: str
+    """Where the run is kept: a local path or a URI."""
+    load_graph: Callable[[], "Graph"] = field(repr=False, compare=False)
+    """Reads the fitted graph from the run's folder."""
+
+    @functools.cached_property
+    def graph(self) -> "Graph":
+        """The fitted graph, read when first asked for."""
+        return self.load_graph()
+
+    def metric(self, name: str) -> float:
+        """A metric's value on the test rows; NaN where it is undefined on them.
+
+        Raises:
+            DataError: the run failed, or has no such metric.
+        """
+        rows = self.metrics.select(["metric", "value", "split", "error"]).to_pylist()
+        for row in rows:
+            if row["error"] is not None:
+                raise DataError(f"{self.run_id}: the run failed and has no metrics: {row['error']}")
+            if row["metric"] == name and row["split"] == "test":
+                return float("nan") if row["value"] is None else float(row["value"])
+        known = {row["metric"] for row in rows if row["split"] == "test"}
+        raise DataError(f"{self.run_id}: there is no metric {name!r}; {suggest(name, known)}")
+
+
+def load(paths: Iterable[str]) -> tuple[pa.Table, pa.Table]:
+    """Metrics and predictions of run folders, sweep folders and storage roots (their `runs/`), in any mix.
+
+    A run found twice is taken once, done rather than failed. Runs that are not done are skipped with a warning.
+    Predictions bear a `run_id`; columns that a run lacks are null.
+
+    Raises:
+        DataError: a path does not exist, or no run that is done is found.
+        StoreError: a file is damaged.
+    """
+    metrics, predictions = [], []
+    for files, folder, table in _sources(paths):
+        metrics.append(table)
+        path = f"{folder}/predictions.parquet".lstrip("/")
+        if exists(files, path):
+            predictions.append(_with_run_id(read_table(files, path), set(table["run_id"].to_pylist())))
+    return _joined(metrics), _joined(predictions)
+
+
+def load_metrics(paths: Iterable[str]) -> pa.Table:
+    """The metrics that `load` gives, without reading any predictions."""
+    return _joined([table for _, _, table in _sources(paths)])
+
+
+def _sources(paths: Iterable[str]) -> list[Source]:
+    """Every run or sweep that is done, with the rows of those runs that are taken from it."""
+    paths = [str(path) for path in paths]
+    found: list[Source] = []
+    skipped = []
+    for path in paths:
+        files = _existing(path)
+        for folder in _folders(files):
+            name = f"{folder}/metrics.parquet".lstrip("/")
+            if exists(files, name):
+                found.append((files, folder, read_table(files, name)))
+            else:
+                skipped.append(f"{path}/{folder}".rstrip("/"))
+    if skipped:
+        logger.warning("%s not done, skipped: %s", len(skipped), ", ".join(skipped))
+    if not found:
+        raise DataError(
+            f"{', '.join(paths) or 'no path given'}: no run that is done is here; give run folders, sweep folders, "
+            "or a storage folder that holds runs/"
+        )
+    return _each_run_once(found)
+
+
+def _existing(path: str) -> fs.FileSystem:
+    """The file system rooted at a path that must be there: reading makes no folder."""
+    try:
+        there = exists(*fs.FileSystem.from_uri(path)) if "://" in path else Path(path).expanduser().is_dir()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{path}: cannot be read: {error}; give a folder or a URI such as s3://bucket/folder"
+        ) from error
+    if not there:
+        raise DataError(f"{path}: no such folder (looked in {Path.cwd()}); give a run, sweep or storage folder")
+    return open_storage(path)
+
+
+def _folders(files: fs.FileSystem) -> list[str]:
+    """Folders of runs below a root: the root itself (""), those in its `runs/`, or those in it."""
+    names = children(files, "")
+    if "metrics.parquet" in names:
+        return [""]
+    if "runs" in names:  # a storage, even where the user's own spec.yaml lies in it
+        return [f"runs/{name}" for name in children(files, "runs")]
+    if {"spec.yaml", "sweep.yaml"} & set(names):
+        return [""]
+    return [name for name in names if exists(files, f"{name}/metrics.parquet")]
+
+
+def _each_run_once(sources: list[Source]) -> list[Source]:
+    """Each run from one source only: the first in which it is done, else the first."""
+    best: dict[str, tuple[bool, int]] = {}
+    for place, (_, _, table) in enumerate(sources):
+        for run_id, status in zip(table["run_id"].to_pylist(), table["status"].to_pylist(), strict=True):
+            rank = (status != "done", place)
+            best[run_id] = min(best.get(run_id, rank), rank)
+    kept = []
+    for place, (files, folder, table) in enumerate(sources):
+        taken = {run_id for run_id, (_, source) in best.items() if source == place}
+        kept.append((files, folder, _rows_of(table, taken)))
+    return kept
+
+
+def _rows_of(table: pa.Table, run_ids: set[str]) -> pa.Table:
+    return table.filter(pa.array([run_id in run_ids for run_id in table["run_id"].to_pylist()], pa.bool_()))
+
+
+def _with_run_id(predictions: pa.Table, run_ids: set[str]) -> pa.Table:
+    """The predictions of these runs; a run's own folder leaves its run_id out, and here it is added."""
+    if "run_id" not in predictions.column_names:
+        owner = pa.array([next(iter(run_ids), None)] * predictions.num_rows, pa.string())
+        predictions = predictions.add_column(0, "run_id", owner)
+    return _rows_of(predictions, run_ids)
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"these runs hold columns of different kinds: {error}; read them one task at a time") from error

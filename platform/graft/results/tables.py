@@ -1,0 +1,323 @@
+"""What a reader compares: arms side by side, over the number of labelled examples.
+
+    metrics.parquet ──► arms (what differs between the runs) ──► summary (mean over seeds) ──► grids ──► text
+
+An arm is a method and those settings of the spec that differ between the compared runs; the number of examples
+is its axis, the seeds are its repetitions.
+"""
+
+import json
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from graft.hashing import digest
+from graft.results.statistics import Interval, mean_interval
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+METRIC_ORDER = (
+    *("accuracy", "f1", "balanced_accuracy", "macro_f1", "auroc", "auc_pr", "log_loss", "ece"),
+    *("exact_match", "chrf", "perplexity", "parsed"),
+)
+"""How metrics follow one another; unknown ones come last, by name."""
+
+LOWER_IS_BETTER = frozenset({"log_loss", "ece", "perplexity"})
+"""Metrics whose best value is the smallest."""
+
+NOT_AN_ARM = ("name", "task.", "method.name", "regime.examples", "regime.seed", "training.seed", "sweep")
+"""Keys of a spec that never tell two arms apart: the question, the axis and the repetitions."""
+
+LONGEST_VALUE = 40
+"""Characters of a spec's value inside an arm's name; the rest is replaced by a hash."""
+
+TERMINAL_NAME = 28
+"""Characters of an arm's name on one line of a terminal."""
+
+
+class Arm(NamedTuple):
+    """Where a run stands: the question it answers and the answer it tries."""
+
+    task: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one number of examples: a metric over its seeds."""
+
+    metric: str
+    task: str
+    arm: str
+    examples: int
+    interval: Interval | None
+    """None where every run failed."""
+    values: Mapping[int, float]
+    """Seed to value; the mean of the runs that share a seed."""
+    runs: int
+    """Runs that are done and have this metric."""
+    n: int
+    """Test rows; 0 where every run failed."""
+    failed: int
+    """Runs that failed."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds that the mean is taken over."""
+        return tuple(sorted(self.values))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A metric on one task: arms from the best to the worst at the largest number of examples."""
+
+    task: str
+    metric: str
+    sizes: tuple[int, ...]
+    arms: tuple[str, ...]
+    cells: Mapping[tuple[str, int], Cell]
+
+    @property
+    def seeds(self) -> int:
+        """The most seeds that any cell has."""
+        return max((len(cell.values) for cell in self.cells.values()), default=0)
+
+    @property
+    def test_rows(self) -> tuple[int, ...]:
+        """Distinct numbers of test rows; one, unless runs with different test sets are mixed."""
+        return tuple(sorted({cell.n for cell in self.cells.values() if cell.n}))
+
+    def ranked(self, size: int) -> list[Cell]:
+        """The cells of one column that have a mean, best first."""
+        found = [self.cells[arm, size] for arm in self.arms if (arm, size) in self.cells]
+        return sorted((cell for cell in found if cell.interval), key=_badness)
+
+    def is_best(self, cell: Cell) -> bool:
+        """Whether no cell of this column has a better mean."""
+        return cell.interval is not None and _badness(cell) == _badness(self.ranked(cell.examples)[0])
+
+
+def arms(metrics: pa.Table) -> dict[str, Arm]:
+    """Each run_id's arm: `probe classifier=logistic`, `icl num_shots=8`, or `probe` where nothing differs.
+
+    Settings of a method are compared among the runs of that method, models among all runs that have the role.
+    """
+    rows = metrics.select(["run_id", "method", "task", "spec"]).to_pylist()
+    runs = {row["run_id"]: row | {"spec": dict(_flatten(json.loads(row["spec"] or "{}")))} for row in rows}.values()
+    models = {key for key in _varying([run["spec"] for run in runs]) if key.startswith("models.")}
+    of_method = {name: models | _settings(specs) for name, specs in _grouped(runs, "method").items()}
+    of_task = {
+        name: {key for key in _varying(specs, or_missing=True) if key.startswith("task.")}
+        for name, specs in _grouped(runs, "task").items()
+    }
+    return {
+        run["run_id"]: Arm(
+            _label(run["task"], run["spec"], of_task[run["task"]], "task."),
+            _label(run["method"], run["spec"], of_method[run["method"]], "method."),
+        )
+        for run in runs
+    }
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Each metric once, the main one first."""
+    names = set(names)
+    return [name for name in METRIC_ORDER if name in names] + sorted(names - set(METRIC_ORDER))
+
+
+def metric_names(metrics: pa.Table) -> list[str]:
+    """The metrics that these rows hold, the main one first; none where every run failed."""
+    return ordered(metrics["metric"].drop_null().to_pylist())
+
+
+def main_metric(metrics: pa.Table) -> str:
+    """The metric to look at first: accuracy for a classification, f1 for a generation."""
+    return next(iter(metric_names(metrics)), METRIC_ORDER[0])
+
+
+def summary(metrics: pa.Table, metric: str) -> list[Cell]:
+    """The mean and 95 % interval over seeds of a metric on the test rows, per task, arm and number of examples.
+
+    Sorted by task, arm and examples. A failed run counts on those tasks where some run has the metric.
+    """
+    of_run = arms(metrics)
+    groups: dict[tuple[Arm, int], list[dict[str, Any]]] = defaultdict(list)
+    columns = ["run_id", "metric", "value", "n", "examples", "seed", "split", "status"]
+    for row in metrics.select(columns).to_pylist():
+        failed = row["status"] == "failed"
+        if failed or (row["metric"] == metric and row["split"] == "test" and row["value"] is not None):
+            groups[of_run[row["run_id"]], row["examples"]].append(row)
+    tasks = {arm.task for (arm, _), rows in groups.items() if any(row["metric"] == metric for row in rows)}
+    return [_cell(metric, *key, rows) for key, rows in sorted(groups.items()) if key[0].task in tasks]
+
+
+def grids(cells: Sequence[Cell]) -> list[Grid]:
+    """The same cells as one grid per task."""
+    return [_grid([cell for cell in cells if cell.task == task]) for task in sorted({cell.task for cell in cells})]
+
+
+def number(value: float) -> str:
+    """A metric's value as tables write it: three decimals, fewer for large values."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def cell_parts(cell: Cell, seeds: int) -> tuple[str, str, str]:
+    """Mean, half of the interval, and remarks: failed runs, and fewer seeds than the table's `seeds`; "" for none."""
+    if cell.interval is None:
+        return "failed", "", f"{cell.failed} runs" if cell.failed > 1 else "1 run"
+    half, count = cell.interval.half_width, len(cell.values)
+    remarks = [f"{cell.failed} failed"] if cell.failed else []
+    if count + cell.failed != seeds:  # the failed runs do not explain it
+        remarks.insert(0, "one seed" if count == 1 else f"{count} seeds")
+    return number(cell.interval.mean), f"±{number(half)}" if half is not None else "", ", ".join(remarks)
+
+
+def cell_text(cell: Cell, seeds: int) -> str:
+    """`0.812 ±0.010 (2 failed)`: the parts of `cell_parts` on one line."""
+    mean, half, remarks = cell_parts(cell, seeds)
+    return " ".join(part for part in (mean, half, f"({remarks})" if remarks else "") if part)
+
+
+def caption(grid: Grid) -> str:
+    """What the numbers of a grid are."""
+    rows = " or ".join(f"{n:,}" for n in grid.test_rows)
+    seeds = "one seed, so no interval" if grid.seeds == 1 else f"mean ± half its 95 % interval over {grid.seeds} seeds"
+    better = "lower" if grid.metric in LOWER_IS_BETTER else "higher"
+    return f"{grid.metric}, {better} is better; {seeds}; {rows} test rows"
+
+
+def markdown(cells: Sequence[Cell]) -> str:
+    """Tables in GitHub's Markdown, one per task: arms × examples, the best mean of a column bold."""
+    return "\n\n".join(_markdown(grid) for grid in grids(cells))
+
+
+def terminal(cells: Sequence[Cell]) -> "Table":
+    """One table for a terminal: arms × examples, the best mean of a column bold, a section per task."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = grids(cells)
+    sizes = sorted({size for grid in found for size in grid.sizes})
+    notes = "\n".join(f"{grid.task}: {caption(grid)}" for grid in found)
+    table = Table(caption=notes, caption_justify="left", box=box.SIMPLE, padding=0)
+    if len(found) > 1:
+        table.add_column("task")
+    # Where the terminal is narrow the numbers break in two, not the names.
+    table.add_column("examples", no_wrap=True)
+    for size in sizes:
+        table.add_column(f"{size:,}", justify="right")
+    for grid in found:
+        for arm in grid.arms:
+            row = [Text(grid.task)] if len(found) > 1 else []
+            row.append(Text("\n".join(textwrap.wrap(arm, TERMINAL_NAME))))
+            for size in sizes:
+                cell = grid.cells.get((arm, size))
+                style = "bold" if cell and grid.is_best(cell) else ""
+                # Remarks stand below their number, so that they do not widen the column.
+                row.append(Text(cell_text(cell, grid.seeds).replace(" (", "\n(") if cell else "", style=style))
+            table.add_row(*row)
+        table.add_section()
+    return table
+
+
+def markdown_text(text: str) -> str:
+    """Text from outside on one line, without anything that Markdown or HTML would read as markup."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{char}" if char in "|*`[]\\" else char for char in text)
+
+
+def _markdown(grid: Grid) -> str:
+    lines = [f"**{markdown_text(grid.task)}**: {caption(grid)}", ""]
+    lines.append("| examples | " + " | ".join(f"{size:,}" for size in grid.sizes) + " |")
+    lines.append("|---|" + "---:|" * len(grid.sizes))
+    for arm in grid.arms:
+        texts = []
+        for size in grid.sizes:
+            cell = grid.cells.get((arm, size))
+            text = cell_text(cell, grid.seeds) if cell else ""
+            texts.append(f"**{text}**" if cell and grid.is_best(cell) else text)
+        lines.append(f"| {markdown_text(arm)} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _grid(cells: Sequence[Cell]) -> Grid:
+    sizes = tuple(sorted({cell.examples for cell in cells}))
+    placed = {(cell.arm, cell.examples): cell for cell in cells}
+
+    def standing(arm: str) -> list[tuple[bool, float]]:
+        """Its column of the largest size first; an arm without a mean there stands below."""
+        column = [placed.get((arm, size)) for size in reversed(sizes)]
+        return [(False, _badness(cell)) if cell and cell.interval else (True, 0.0) for cell in column]
+
+    names = sorted(sorted({cell.arm for cell in cells}), key=standing)
+    return Grid(cells[0].task, cells[0].metric, sizes, tuple(names), placed)
+
+
+def _badness(cell: Cell) -> float:
+    """The mean, turned so that less is better."""
+    if cell.interval is None:
+        raise ValueError(f"{cell.arm}: every run failed, there is no mean to compare")
+    return cell.interval.mean if cell.metric in LOWER_IS_BETTER else -cell.interval.mean
+
+
+def _cell(metric: str, arm: Arm, examples: int, rows: Sequence[Mapping[str, Any]]) -> Cell:
+    done = [row for row in rows if row["status"] != "failed"]
+    of_seed: dict[int, list[float]] = defaultdict(list)
+    for row in done:
+        of_seed[row["seed"]].append(row["value"])
+    values = {seed: sum(found) / len(found) for seed, found in sorted(of_seed.items())}
+    interval = mean_interval(values.values()) if values else None
+    n = max((row["n"] or 0 for row in done), default=0)
+    return Cell(metric, arm.task, arm.name, examples, interval, values, len(done), n, len(rows) - len(done))
+
+
+def _grouped(runs: Iterable[Mapping[str, Any]], column: str) -> dict[str, list[Mapping[str, Any]]]:
+    """The specs of the runs that share a method or a task."""
+    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for run in runs:
+        found[run[column]].append(run["spec"])
+    return found
+
+
+def _settings(specs: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Keys that tell the arms of one method apart, its models left out."""
+    return {key for key in _varying(specs, or_missing=True) if not key.startswith(("models.", *NOT_AN_ARM))}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; lists are values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _varying(specs: Iterable[Mapping[str, Any]], or_missing: bool = False) -> set[str]:
+    """Keys with more than one value; `or_missing`: not having the key counts as a value."""
+    specs = list(specs)
+    seen: dict[str, set[str]] = defaultdict(set)
+    count: dict[str, int] = defaultdict(int)
+    for spec in specs:
+        for key, value in spec.items():
+            seen[key].add(json.dumps(value, sort_keys=True))
+            count[key] += 1
+    return {key for key, values in seen.items() if len(values) > 1 or (or_missing and count[key] < len(specs))}
+
+
+def _label(name: str, spec: Mapping[str, Any], keys: set[str], prefix: str) -> str:
+    words = [f"{key.removeprefix(prefix)}={_value_text(value)}" for key, value in spec.items() if key in keys]
+    return " ".join([name, *words])
+
+
+def _value_text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    text = " ".join(text.split())
+    # The hash keeps two long values apart that begin alike.
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 8]}… #{digest(text)[:4]}"

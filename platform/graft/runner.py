@@ -1,0 +1,355 @@
+"""Carries out one experiment: rows, graph, numbers, files.
+
+A run is a folder `runs/<run_id>`. Its id hashes the resolved spec with contents in place of paths, so the same
+question is answered once, wherever the data lie; `metrics.parquet` is renamed into place last, so a run is done or
+it is not. What a killed run has put through its frozen models is in the column store, and the same command goes on
+from there.
+"""
+
+import contextlib
+import logging
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from pyarrow import fs
+
+from graft import hashing, models
+from graft.arrays import score_matrix
+from graft.errors import DataError, GraftError
+from graft.graph import Context, Graph, Progress, no_progress
+from graft.results.records import Record, Result, environment, git_commit, metric_table, read_table, write_table
+from graft.spec import Experiment, ModelSource
+from graft.storage import exists, local_root, open_storage, read_bytes, write_atomic
+from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
+from graft.tasks import metrics
+from graft.tasks.dataset import Dataset
+from graft.tasks.regimes import draw
+from graft.tasks.templates import template_for
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment with everything that can be known before a model runs."""
+
+    experiment: Experiment
+    dataset: Dataset
+    examples: pa.Table
+    models: dict[str, Any]
+    graph: Graph
+    run_id: str
+
+    def describe(self) -> str:
+        """What will be read, run and asked for, as text."""
+        scaling, data = self.experiment.scaling, self.dataset
+        answers = f"{len(data.labels)} labels ({', '.join(data.labels)})" if data.labels else "free-text target"
+        lines = [
+            f"run_id     {self.run_id}",
+            f"task       {self.experiment.task.name}: {data.train.num_rows} rows to draw from, "
+            f"{data.test.num_rows} test rows, {answers}",
+            f"           {data.equal_inputs} rows share their input with another: kept on one side of the split",
+            f"examples   {self.examples.num_rows} (seed {self.experiment.regime.seed})",
+            *(f"model      {role}: {source.source} {_size(source)}" for role, source in self.experiment.models.items()),
+            f"resources  {scaling.workers} process, device {scaling.device}",
+            "graph      " + self.graph.describe().replace("\n", "\n           "),
+        ]
+        return "\n".join(lines)
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Read the task, find the models, draw the examples, build the graph; no model runs.
+
+    Raises:
+        SpecError, DataError, ModelError: the experiment cannot be carried out as written.
+    """
+    return plans([experiment])[0]
+
+
+def plans(experiments: Sequence[Experiment]) -> list[Plan]:
+    """A plan per experiment; those that share a task read it once."""
+    datasets: dict[str, Dataset] = {}
+    found = []
+    for experiment in (experiment.resolved() for experiment in experiments):
+        key = experiment.task.model_dump_json()
+        if key not in datasets:
+            datasets[key] = experiment.task.read()
+        found.append(_plan(experiment, datasets[key]))
+    return found
+
+
+def _plan(experiment: Experiment, dataset: Dataset) -> Plan:
+    assert experiment.method is not None  # resolved() saw to it
+    generation = dataset.labels is None
+    template_for(experiment.task.template, dataset.inputs, dataset.kind, generation)
+    examples = draw(dataset, experiment.regime)
+    handles = {role: models.load(source, experiment.scaling.device) for role, source in experiment.models.items()}
+    graph = experiment.method.graph(experiment.task, dataset, handles)
+    return Plan(experiment, dataset, examples, handles, graph, run_id(experiment, dataset, handles))
+
+
+def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any]) -> str:
+    """Slug and hash of the resolved spec, with the contents of rows and models in place of where they lie."""
+    values = experiment.model_dump(mode="json", exclude={"sweep": True, "task": {"path", "train", "test"}})
+    for role, handle in handles.items():
+        values["models"][role]["source"] = handle.fingerprint
+    return f"{experiment.name}-{hashing.digest(values, dataset.fingerprint())[:10]}"
+
+
+def run(
+    experiment: Experiment,
+    storage: str | Path = ".",
+    *,
+    progress: Progress = no_progress,
+    store_limit_bytes: int = DEFAULT_LIMIT_BYTES,
+) -> Result:
+    """Carry out one experiment, or read its result where it was carried out before.
+
+    Args:
+        experiment: a single one; a sweep is expanded by `graft.sweeps`.
+        storage: folder or URI that holds `runs/` and `store/`.
+        progress: watches the rows go by.
+        store_limit_bytes: size above which the column store evicts.
+
+    Raises:
+        GraftError: wrong input; nothing half-written is left.
+    """
+    files = open_storage(storage)
+    return carry_out(plan(experiment), files, open_store(files, store_limit_bytes), progress)
+
+
+def open_store(files: fs.SubTreeFileSystem, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> ColumnStore:
+    """The column store of a storage."""
+    return ColumnStore(fs.SubTreeFileSystem("store", files), limit_bytes)
+
+
+def carry_out(
+    planned: Plan, files: fs.SubTreeFileSystem, store: ColumnStore | None, progress: Progress = no_progress
+) -> Result:
+    """Fit, evaluate and write one planned experiment; a done one is only read."""
+    folder = f"runs/{planned.run_id}"
+    if is_done(files, folder):
+        log.info("%s is done already", planned.run_id)
+        return read_result(files, folder)
+    with _logging_to(files, folder):
+        log.info("%s begins: %s", planned.run_id, planned.experiment.model_dump_json())
+        write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
+        began = time.perf_counter()
+        before = _costs(planned.models, store)
+        context = Context(planned.experiment, planned.dataset.labels, store, progress)
+        graph = planned.graph.fit(planned.examples, context)
+        answers = graph.run(planned.dataset.test.drop_columns(["target"]), store, progress)
+        answers = answers.append_column("target", planned.dataset.test["target"])
+        record = _record(
+            planned, graph, _difference(_costs(planned.models, store), before), answers, time.perf_counter() - began
+        )
+        table = metric_table(record, evaluate(answers, planned.dataset.labels), answers.num_rows)
+        _save_graph(graph, files, f"{folder}/graph")
+        write_table(files, f"{folder}/predictions.parquet", predictions(answers, planned.dataset.inputs))
+        log.info(
+            "%s is done: %s",
+            planned.run_id,
+            dict(zip(table["metric"].to_pylist(), table["value"].to_pylist(), strict=True)),
+        )
+        write_table(files, f"{folder}/metrics.parquet", table)
+    return read_result(files, folder)
+
+
+def is_done(files: fs.FileSystem, folder: str) -> bool:
+    """Whether a run folder holds a finished run."""
+    return exists(files, f"{folder}/metrics.parquet")
+
+
+def read_result(files: fs.SubTreeFileSystem, folder: str) -> Result:
+    """The result of a finished run; its graph is loaded when it is asked for."""
+    table = read_table(files, f"{folder}/metrics.parquet")
+    return Result(
+        run_id=table["run_id"][0].as_py(),
+        metrics=table,
+        predictions=read_table(files, f"{folder}/predictions.parquet"),
+        load_graph=lambda: load_graph(files, folder),
+        folder=f"{root / folder}" if (root := local_root(files)) else folder,
+    )
+
+
+def read_spec(files: fs.FileSystem, folder: str) -> Experiment:
+    """The spec of a run."""
+    values = yaml.safe_load(read_bytes(files, f"{folder}/spec.yaml"))
+    return Experiment.from_mapping(values, origin=f"{folder}/spec.yaml")
+
+
+def load_graph(files: fs.SubTreeFileSystem, folder: str, device: str = "auto") -> Graph:
+    """The fitted graph of a finished run."""
+
+    def handle(source: ModelSource) -> Any:
+        return models.load(source, device)
+
+    root = local_root(files)
+    if root is not None:
+        return Graph.load(root / folder / "graph", handle)
+    with tempfile.TemporaryDirectory() as local:
+        fs.copy_files(f"{folder}/graph", local, source_filesystem=files, destination_filesystem=fs.LocalFileSystem())
+        return Graph.load(local, handle)
+
+
+def open_run(run: str | Path, storage: str | Path = ".") -> tuple[fs.SubTreeFileSystem, str]:
+    """File system and folder of a run, given by its id or by its folder.
+
+    Raises:
+        DataError: there is no such run, or it is not done.
+    """
+    for root, folder in ((storage, f"runs/{run}"), (run, ".")):
+        if "://" not in str(root) and not (Path(root) / folder).is_dir():
+            continue
+        files = open_storage(root)
+        if is_done(files, folder):
+            return files, folder
+        if exists(files, f"{folder}/spec.yaml"):
+            raise DataError(f"{run} is not done: run its spec again, it goes on from the column store")
+    raise DataError(
+        f"{run}: no finished run of this name under {storage}/runs, nor a run folder; `graft ls` lists them"
+    )
+
+
+def load(run: str | Path, storage: str | Path = ".") -> Graph:
+    """The fitted graph of a run, by id or folder; a bare graph folder loads too."""
+    if (Path(run) / "graph.json").exists():
+        return Graph.load(run, models.load)
+    return load_graph(*open_run(run, storage))
+
+
+def evaluate(answers: pa.Table, labels: tuple[str, ...] | None) -> dict[str, float]:
+    """Metrics of the answered test rows."""
+    targets, predicted = answers["target"].to_pylist(), answers["prediction"].to_pylist()
+    if labels is None:
+        return metrics.generation(targets, predicted)
+    return metrics.classification(targets, predicted, score_matrix(answers["scores"], labels), labels)
+
+
+def predictions(answers: pa.Table, inputs: Sequence[str]) -> pa.Table:
+    """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between."""
+    wanted = ["id", *inputs, "target", "prediction", "scores", "rationale", "demonstrations"]
+    kept = answers.select([column for column in wanted if column in answers.column_names])
+    return kept.add_column(1, "split", pa.array(["test"] * answers.num_rows))
+
+
+def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.Table, seconds: float) -> Record:
+    experiment, generation = planned.experiment, planned.dataset.labels is None
+    assert experiment.method is not None
+    template = template_for(experiment.task.template, planned.dataset.inputs, planned.dataset.kind, generation)
+    handles = planned.models
+    trained = sum(node.parameters_trained() for node in graph.nodes)
+    cut = [name for name in answers.column_names if name.endswith("_tokens_cut")]
+    return Record(
+        run_id=planned.run_id,
+        name=experiment.name,
+        method=experiment.method.name,
+        task=experiment.task.name,
+        examples=planned.examples.num_rows,
+        seed=experiment.regime.seed,
+        spec=experiment.to_mapping(),
+        prompt_sha=hashing.digest(template.sha, getattr(experiment.method, "instruction", None)),
+        models={role: {"source": h.source.source, "fingerprint": h.fingerprint} for role, h in handles.items()},
+        device=next((str(handle.device) for handle in handles.values()), "cpu"),
+        versions=environment(),
+        git_commit=git_commit(),
+        seconds=seconds,
+        texts_cut=sum(int(np.count_nonzero(answers[name])) for name in cut),
+        peak_memory_bytes=_peak_memory_bytes(),
+        parameters_trainable=trained,
+        parameters_total=trained + sum(handle.parameters for handle in handles.values()),
+        **costs,
+    )
+
+
+def failure(experiment: Experiment, run: str, error: BaseException) -> Record:
+    """The record of an experiment that could not be carried out."""
+    assert experiment.method is not None
+    text = str(error) if isinstance(error, GraftError) else "".join(traceback.format_exception_only(error)).strip()
+    return Record(
+        run_id=run,
+        name=experiment.name,
+        method=experiment.method.name,
+        task=experiment.task.name,
+        examples=experiment.regime.examples,
+        seed=experiment.regime.seed,
+        error=text,
+        spec=experiment.to_mapping(),
+        versions=environment(),
+        git_commit=git_commit(),
+    )
+
+
+def _costs(handles: Mapping[str, Any], store: ColumnStore | None) -> dict[str, Any]:
+    distinct = {id(handle): handle for handle in handles.values()}.values()
+    return {
+        "tokens": sum(handle.usage.tokens for handle in distinct),
+        "forward_passes": sum(handle.usage.forward_passes for handle in distinct),
+        "store_reads": store.reads if store else 0,
+    }
+
+
+def _difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: after[name] - before[name] for name in after}
+
+
+def _peak_memory_bytes() -> int:
+    """The largest resident size this process has had, or on a GPU the largest allocation."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _size(source: ModelSource) -> str:
+    if source.source.startswith("endpoint:"):
+        return ""
+    return f"({sum(path.stat().st_size for path in models.locate(source).glob('*.safetensors')) / 2**20:.0f} MiB)"
+
+
+def _save_graph(graph: Graph, files: fs.SubTreeFileSystem, folder: str) -> None:
+    with tempfile.TemporaryDirectory() as local:
+        graph.save(local)
+        fs.copy_files(local, folder, source_filesystem=fs.LocalFileSystem(), destination_filesystem=files)
+
+
+@contextlib.contextmanager
+def _logging_to(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
+    """Log into the run's `run.log`; wrong input takes the unfinished folder away again."""
+    root = local_root(files)
+    path = (root / folder if root else Path(tempfile.mkdtemp())) / "run.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("graft")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    except GraftError as error:
+        if error.exit_code == 2 and not is_done(files, folder):
+            files.delete_dir(folder)
+        raise
+    except BaseException:
+        log.exception("the run stopped")
+        raise
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
+        if root is None:
+            with contextlib.suppress(OSError):
+                write_atomic(files, f"{folder}/run.log", path.read_bytes())
+            shutil.rmtree(path.parent)

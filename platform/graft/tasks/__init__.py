@@ -1,0 +1,10 @@
+"""What is to be learned: the catalogue of tasks."""
+
+TASKS = {
+    "file": "graft.tasks.file:FileTask",
+    "python-docs": "graft.tasks.python_docs:PythonDocs",
+    "digits": "graft.tasks.vectors:Digits",
+    "wine": "graft.tasks.vectors:Wine",
+    "breast-cancer": "graft.tasks.vectors:BreastCancer",
+}
+"""Name to `"module:Class"`; the class is the task's section of a spec."""

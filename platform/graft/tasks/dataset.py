@@ -1,0 +1,45 @@
+"""A task's rows, split once and for all: what every method is given and judged by."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from graft import hashing
+
+RESERVED = ("id", "split", "target", "demonstrations", "embedding", "rationale", "prediction", "scores")
+"""Column names that graft writes; an input column may not bear one."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The rows of a task.
+
+    All tables hold `id` (unique strings), the input columns, `target` (string), and `group` and `rationale`
+    where the task has them. No order depends on any seed of a spec.
+    """
+
+    train: pa.Table
+    """Rows that a regime draws from."""
+    test: pa.Table
+    """The fixed test set."""
+    inputs: tuple[str, ...]
+    """Names of the input columns."""
+    kind: str
+    """Kind of the input columns: text, messages, image, audio or vector."""
+    labels: tuple[str, ...] | None
+    """Sorted labels of a classification; None where the target is free text."""
+    equal_inputs: int = 0
+    """Rows that share their input with another row and were therefore kept on one side of the split."""
+    pool: pa.Table | None = None
+    """Rows outside every regime and the test set, kept for exemplars; None where the task has no rationales."""
+
+    def fingerprint(self) -> str:
+        """A digest (32 characters) of every row in order, with its id, and of the labels."""
+        tables = [self.train, self.test, *([] if self.pool is None else [self.pool])]
+        keys = [b"".join(hashing.row_keys(table)) for table in tables]
+        return hashing.digest(self.kind, self.inputs, self.labels, *keys)
+
+
+def input_field(name: str, kind: str, values: pa.DataType) -> pa.Field:
+    """The schema field of an input column; one that is not plain text says its kind in its metadata."""
+    return pa.field(name, values, metadata=None if kind == "text" else {"kind": kind})

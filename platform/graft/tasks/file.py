@@ -1,0 +1,205 @@
+"""A user's own rows as a task: CSV, JSON lines, Parquet or a saved `datasets` folder."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from graft.errors import DataError
+from graft.spec import Task
+from graft.tasks import columns, reading
+from graft.tasks.dataset import RESERVED, Dataset, input_field
+from graft.tasks.split import divide, labels_of, reserve, shared_rows
+
+
+class FileTask(Task):
+    """Rows from a file that graft splits, or from a training file and a test file that are used whole."""
+
+    name: Literal["file"]
+    path: str | None = None
+    """File or saved datasets folder with all rows, relative to the current directory; null with train and test."""
+    train: str | None = None
+    """File with the training rows; null where path is given."""
+    test: str | None = None
+    """File with the test rows, all of which are used; null where path is given."""
+    text: str | None = None
+    """Input: a column of text."""
+    fields: tuple[str, ...] | None = Field(None, min_length=1)
+    """Input: several columns of text, in the order in which they are shown."""
+    messages: str | None = None
+    """Input: a column of conversations, lists of role and content or JSON text of them."""
+    image: str | None = None
+    """Input: a column of image bytes, or of paths relative to the data file."""
+    audio: str | None = None
+    """Input: a column of sound bytes, or of paths relative to the data file."""
+    label: str | None = None
+    """Column of labels (classification)."""
+    target: str | None = None
+    """Column of free-text answers (generation)."""
+    rationale: str | None = None
+    """Column of gold rationales; null for none."""
+
+    @model_validator(mode="after")
+    def _each_choice_is_made_once(self) -> Self:
+        if (self.train is None) != (self.test is None) or (self.path is None) == (self.train is None):
+            raise ValueError("give path:, or both train: and test:")
+        given = [key for key in ("text", "fields", "messages", "image", "audio") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of text, fields, messages, image, audio; given: {given or 'none'}")
+        if (self.label is None) == (self.target is None):
+            raise ValueError("give either label: (classification) or target: (generation)")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_do_not_clash(self) -> Self:
+        named = Counter([*self.inputs, *filter(None, (self.label, self.target, self.rationale))])
+        for column, count in named.items():
+            if count > 1:
+                raise ValueError(f"column {column!r} is named {count} times; input, answer and rationale must differ")
+        for column in self.inputs:
+            if column in RESERVED:
+                raise ValueError(
+                    f"input column {column!r} bears a name that graft writes itself; rename it in the file"
+                )
+        if "group" in self.inputs and self.group is not None:
+            raise ValueError(
+                "an input column is called 'group', as is the one that group: makes; rename it in the file"
+            )
+        return self
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the input columns."""
+        one = self.text or self.messages or self.image or self.audio
+        return self.fields or ((one,) if one else ())
+
+    @property
+    def kind(self) -> str:
+        """Text, messages, image or audio."""
+        return next((kind for kind in ("messages", "image", "audio") if getattr(self, kind) is not None), "text")
+
+    def read(self) -> Dataset:
+        """Read the rows, check them, and split them where that is left to graft.
+
+        Raises:
+            DataError: a file that is missing or cannot be parsed, a missing column, an empty row, a duplicate id,
+                one label only, rows that the training and test files share, or too few rows.
+        """
+        if self.path is None:
+            return self._given(*(_single(path, reading.read_tables(path)) for path in (self.train, self.test) if path))
+        tables = reading.read_tables(self.path)
+        if {"train", "test"} <= tables.keys():
+            return self._given(*((f"{self.path}/{name}", Path(self.path), tables[name]) for name in ("train", "test")))
+        rows = self._rows(*_single(self.path, tables))
+        return divide(rows, self.inputs, self.kind, self.test_examples, labelled=self.label is not None)
+
+    def _given(self, train: tuple[str, Path, pa.Table], test: tuple[str, Path, pa.Table]) -> Dataset:
+        """The dataset of rows that the user has split."""
+        tables = [self._rows(*train, prefix="train-"), self._rows(*test, prefix="test-")]
+        both = Counter(id for table in tables for id in table["id"].to_pylist())
+        if twice := next((id for id, count in both.items() if count > 1), None):
+            raise DataError(f"id {twice!r} is in {train[0]} and in {test[0]}; ids are unique over both: rename one")
+        if shared := shared_rows(tables[1], tables[0], self.inputs):
+            raise DataError(
+                f"{test[0]}: {len(shared)} rows have the same input as a row of {train[0]}, the first is row "
+                f"{shared[0] + 1}; remove them from one of the two"
+            )
+        labels, pool = labels_of(*tables) if self.label else None, None
+        if self.rationale:
+            tables[0], pool = reserve(tables[0], self.inputs, stratified=self.label is not None)
+        return Dataset(tables[0], tables[1], self.inputs, self.kind, labels, pool=pool)
+
+    def _rows(self, where: str, folder: Path, table: pa.Table, prefix: str = "") -> pa.Table:
+        """The checked rows of one file: id, inputs, target, and rationale and group where there are any."""
+        if not table.num_rows:
+            raise DataError(f"{where}: no rows; give a file with rows under its column names")
+        found = _asked(where, folder, table, self.inputs, self.kind, prefix)
+        for name, source in (("target", self.label or self.target), ("rationale", self.rationale)):
+            if source is not None:
+                convert = columns.label if source == self.label else columns.text
+                values = convert(reading.column_of(table, source, where), f"{where}, column {source!r}")
+                _refuse_empty(where, [source], [values])
+                found[name] = pa.field(name, pa.string()), values
+        if self.group is not None:
+            groups = columns.label(reading.column_of(table, self.group, where), f"{where}, column {self.group!r}")
+            found["group"] = pa.field("group", pa.string()), groups
+        fields, values = zip(*found.values(), strict=True)
+        return pa.table(list(values), pa.schema(fields))
+
+
+def question_rows(path: str | Path, inputs: Sequence[str], kind: str) -> pa.Table:
+    """`id` and the input columns of a file of rows to answer, read as a task's rows are; other columns are left out.
+
+    Raises:
+        DataError: the file is missing or cannot be parsed, lacks a column, or has an empty row.
+    """
+    where, folder, table = _single(str(path), reading.read_tables(str(path)))
+    if not table.num_rows:
+        raise DataError(f"{where}: no rows; give a file with rows under its column names")
+    fields, values = zip(*_asked(where, folder, table, inputs, kind, prefix="").values(), strict=True)
+    return pa.table(list(values), pa.schema(fields))
+
+
+def _asked(
+    where: str, folder: Path, table: pa.Table, inputs: Sequence[str], kind: str, prefix: str
+) -> dict[str, tuple[pa.Field, pa.ChunkedArray]]:
+    """Fields and values of `id` and the checked input columns."""
+    found = {"id": (pa.field("id", pa.string()), _ids(table, where, prefix))}
+    raw = {name: reading.column_of(table, name, where) for name in inputs}
+    values = [_input(column, kind, f"{where}, column {name!r}", folder) for name, column in raw.items()]
+    _refuse_empty(where, inputs, values)
+    for name, column in zip(inputs, values, strict=True):
+        # One of several fields may be empty, but not null: a row is written out whole.
+        whole = pc.fill_null(column, "") if kind == "text" else column
+        found[name] = input_field(name, kind, column.type), whole
+    return found
+
+
+def _input(column: pa.ChunkedArray, kind: str, where: str, folder: Path) -> pa.ChunkedArray:
+    if kind == "messages":
+        return columns.messages(column, where)
+    if kind in ("image", "audio"):
+        return columns.media(column, where, folder)
+    return columns.vector(column, where) if kind == "vector" else columns.text(column, where)
+
+
+def _single(path: str, tables: dict[str, pa.Table]) -> tuple[str, Path, pa.Table]:
+    """Name for messages, folder that media paths start from, and the only table of a file."""
+    if len(tables) > 1:
+        raise DataError(
+            f"{path}: holds the splits {', '.join(sorted(tables))}; only path: takes two, called train and test: "
+            "name the folder of one split"
+        )
+    source = Path(path).expanduser()
+    return path, source if source.is_dir() else source.parent, next(iter(tables.values()))
+
+
+def _ids(table: pa.Table, where: str, prefix: str) -> pa.ChunkedArray:
+    """The file's own ids where it has the column, else ones made from the rows' positions."""
+    if "id" not in table.column_names:
+        return pa.chunked_array([pa.array([f"{prefix}{row}" for row in range(table.num_rows)])])
+    ids = columns.label(reading.column_of(table, "id", where), f"{where}, column 'id'")
+    _refuse_empty(where, ["id"], [ids])
+    if pc.count_distinct(ids).as_py() < len(ids):
+        twice = Counter(ids.to_pylist()).most_common(1)[0]
+        raise DataError(
+            f"{where}: id {twice[0]!r} is on {twice[1]} rows; "
+            "make ids unique, or rename the column and the rows are numbered"
+        )
+    return ids
+
+
+def _refuse_empty(where: str, names: Sequence[str], values: list[pa.ChunkedArray]) -> None:
+    """Raise if a row has nothing in any of these columns."""
+    empty = values[0].is_null()
+    for column in values[1:]:
+        empty = pc.and_(empty, column.is_null())
+    if count := pc.sum(empty).as_py():
+        raise DataError(
+            f"{where}: {count} of {len(empty)} rows have nothing in {', '.join(map(repr, names))}, the first is row "
+            f"{pc.index(empty, True).as_py() + 1} (counted from 1, without the header); fill them in or remove them"
+        )

@@ -1,0 +1,144 @@
+"""How good predictions are: one number per metric, from the rows of one test set.
+
+A metric that is undefined for these rows (the area under a curve when only one label occurs) is left out of
+the result, so no metric is ever NaN.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from graft.errors import DataError
+
+LEAST_PROBABILITY = 1e-15
+"""Probabilities are clipped here before their logarithm is taken: one sure mistake does not decide all."""
+ECE_BINS = 15
+
+Floats = npt.NDArray[np.float64]
+
+
+def classification(
+    targets: Sequence[str], predictions: Sequence[str], log_probabilities: Floats, labels: Sequence[str]
+) -> dict[str, float]:
+    """The metrics of a classification; all are shares between 0 and 1 except `log_loss` (nats).
+
+    - `accuracy`, `balanced_accuracy` (mean recall of the labels that occur among the targets) and `macro_f1`
+      (over the labels that occur among targets or predictions);
+    - `auroc` and `auc_pr` (average precision): of the rarer label where there are two (of the second where both
+      are as frequent), else the mean over the labels of one against the rest; left out where no label splits
+      the targets in two;
+    - `log_loss`: of probabilities clipped at 1e-15 and scaled to sum to one;
+    - `ece`: the gap between confidence (the predicted label's probability) and accuracy in 15 equal-width bins,
+      weighted by their rows.
+
+    Args:
+        targets: the N true labels, all of them in `labels`.
+        predictions: the N predicted labels.
+        log_probabilities: [N, C], natural logarithms; rows need not be normalised.
+        labels: the C labels, in the order of the columns.
+
+    Raises:
+        DataError: a row has a NaN among its log-probabilities, or nothing but minus infinity.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+    if not len(targets):
+        return {}
+    column = {label: index for index, label in enumerate(labels)}
+    true = np.array([column[target] for target in targets])
+    predicted = np.array([column[prediction] for prediction in predictions])
+    probabilities = _normalised(np.asarray(log_probabilities, np.float64))
+    rows = np.arange(len(true))
+    return {
+        "accuracy": float(accuracy_score(true, predicted)),
+        "balanced_accuracy": float(
+            recall_score(true, predicted, labels=np.unique(true), average="macro", zero_division=0)
+        ),
+        "macro_f1": float(f1_score(true, predicted, average="macro", zero_division=0)),
+        **_areas(true, probabilities),
+        "log_loss": _log_loss(probabilities, true),
+        "ece": _ece(probabilities[rows, predicted], true == predicted),
+    }
+
+
+def generation(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
+    """The metrics of a free-text answer; a prediction of None could not be parsed and counts as wrong.
+
+    - `exact_match` and `f1` (of words), 0 to 1, after SQuAD's normalisation: lower case, without punctuation,
+      without English articles;
+    - `chrf`, 0 to 100: the mean over rows of sacrebleu's sentence chrF2, so that rows can be resampled;
+    - `parsed`: the share of predictions that are not None.
+    """
+    from sacrebleu.metrics import CHRF
+
+    if not len(targets):
+        return {}
+    pairs = list(zip(targets, predictions, strict=True))
+    chrf = CHRF()
+    return {
+        "exact_match": _mean(p is not None and _normal(p) == _normal(t) for t, p in pairs),
+        "f1": _mean(0.0 if p is None else _word_f1(_normal(t).split(), _normal(p).split()) for t, p in pairs),
+        "chrf": _mean(0.0 if p is None else chrf.sentence_score(p, [t]).score for t, p in pairs),
+        "parsed": _mean(p is not None for _, p in pairs),
+    }
+
+
+def _normalised(log_probabilities: Floats) -> Floats:
+    highest = log_probabilities.max(axis=1, keepdims=True)
+    if not np.isfinite(highest).all():
+        row = int(np.flatnonzero(~np.isfinite(highest[:, 0]))[0])
+        raise DataError(
+            f"the scores of row {row} are {log_probabilities[row].tolist()}: no probabilities can be made of them; "
+            "the model's output is not finite, try float32"
+        )
+    weights = np.exp(log_probabilities - highest)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _areas(true: npt.NDArray[np.int64], probabilities: Floats) -> dict[str, float]:
+    """`auroc` and `auc_pr`, or nothing where all targets are equal."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    counts = np.bincount(true, minlength=probabilities.shape[1])
+    columns = np.flatnonzero(counts)
+    if len(columns) < 2:
+        return {}
+    if len(counts) == 2:
+        columns = np.array([0 if counts[0] < counts[1] else 1])
+    areas = {"auroc": roc_auc_score, "auc_pr": average_precision_score}
+    return {
+        name: _mean(area(true == index, probabilities[:, index]) for index in columns) for name, area in areas.items()
+    }
+
+
+def _log_loss(probabilities: Floats, true: npt.NDArray[np.int64]) -> float:
+    clipped = np.clip(probabilities, LEAST_PROBABILITY, None)
+    chosen = clipped[np.arange(len(true)), true] / clipped.sum(axis=1)
+    return float(-np.log(chosen).mean())
+
+
+def _ece(confidence: Floats, correct: npt.NDArray[np.bool_]) -> float:
+    bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    gaps = np.bincount(bins, weights=confidence - correct, minlength=ECE_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _normal(text: str) -> str:
+    """SQuAD's normalisation of an answer."""
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def _word_f1(target: list[str], prediction: list[str]) -> float:
+    if not target or not prediction:
+        return float(target == prediction)
+    common = sum((Counter(target) & Counter(prediction)).values())
+    return 2 * common / (len(target) + len(prediction))
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -1,0 +1,110 @@
+"""How much labelled data a run has, which rows these are, and which of them select.
+
+Regimes are nested: all sizes of one seed are prefixes of one order, so a learning curve adds rows and
+replaces none. A prefix of a classification holds one row of each label first, then every label in proportion.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from graft import seeds
+from graft.errors import DataError
+from graft.spec import Regime
+from graft.tasks.dataset import Dataset
+
+Indices = npt.NDArray[np.int64]
+
+HOLD_OUT_FROM = 100
+"""Examples from which on `validation: auto` holds out one share instead of taking folds."""
+HOLD_OUT_SHARE = 0.2
+FOLDS = 5
+
+
+def draw(dataset: Dataset, regime: Regime) -> pa.Table:
+    """The examples of a regime, in the order in which they were drawn.
+
+    Raises:
+        DataError: more examples than rows, fewer than labels, or a test label that no training row has.
+    """
+    rows, count = dataset.train.num_rows, regime.examples
+    if count > rows:
+        raise DataError(f"regime.examples is {count}, but there are {rows} training rows; give at most {rows}")
+    rng = seeds.generator(regime.seed, "examples")
+    if dataset.labels is None:
+        return dataset.train.take(pa.array(rng.permutation(rows)[:count]))
+    targets = dataset.train["target"].to_pylist()
+    _check_labels(set(targets), set(dataset.test["target"].to_pylist()), count)
+    return dataset.train.take(pa.array(_in_proportion(targets, count, rng, each_label_first=True)))
+
+
+def folds(targets: Sequence[str], regime: Regime) -> list[tuple[Indices, Indices]]:
+    """Row numbers to train and to validate on, for selection inside the examples of a regime.
+
+    A share gives one hold-out of that share; a number gives that many folds, which hold every row once;
+    `auto` holds out 20 % from 100 examples on and gives five folds below. Labels are in proportion as far as
+    they go: a label with one row is missing from training where that row validates.
+
+    Args:
+        targets: the examples' labels or texts.
+        regime: gives `validation` and the seed.
+
+    Returns:
+        One (training rows, validation rows) pair per fold, both sorted and neither empty.
+
+    Raises:
+        DataError: there is only one example.
+    """
+    rows = len(targets)
+    if rows < 2:
+        raise DataError(f"validation needs at least 2 examples, got {rows}; raise regime.examples")
+    rng = seeds.generator(regime.seed, "validation")
+    validation = regime.validation
+    if validation == "auto":
+        validation = HOLD_OUT_SHARE if rows >= HOLD_OUT_FROM else FOLDS
+    if validation < 1:
+        held_out = min(max(round(rows * validation), 1), rows - 1)
+        parts = [_in_proportion(targets, held_out, rng)]
+    else:
+        order = np.concatenate(_piles(targets, rng))
+        parts = [order[first :: int(validation)] for first in range(min(int(validation), rows))]
+    return [(np.setdiff1d(np.arange(rows), part), np.sort(part)) for part in parts]
+
+
+def _check_labels(known: set[str], tested: set[str], count: int) -> None:
+    if unseen := sorted(tested - known):
+        raise DataError(
+            f"no training row has the label {unseen[0]!r} of the test rows ({len(unseen)} such labels); "
+            "add rows of it to the training file, or remove it from the test file"
+        )
+    if count < len(known):
+        raise DataError(
+            f"regime.examples is {count}, but there are {len(known)} labels and a regime holds one row of each; "
+            f"give at least {len(known)}"
+        )
+
+
+def _piles(targets: Sequence[str], rng: np.random.Generator) -> list[Indices]:
+    """The row numbers of each label, shuffled, the labels in random order."""
+    numbers = {target: number for number, target in enumerate(sorted(set(targets)))}
+    codes = np.array([numbers[target] for target in targets])
+    piles = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    return [rng.permutation(piles[label]) for label in rng.permutation(len(piles))]
+
+
+def _in_proportion(
+    targets: Sequence[str], count: int, rng: np.random.Generator, *, each_label_first: bool = False
+) -> Indices:
+    """The first `count` rows of one order in which the label furthest behind its share always comes next."""
+    piles = _piles(targets, rng)
+    shares = np.array([len(pile) for pile in piles]) / len(targets)
+    taken = np.zeros(len(piles), np.int64)
+    order = np.empty(count, np.int64)
+    for step in range(count):
+        # No pile runs empty: a label with no row left is never behind its share while others are.
+        label = step if each_label_first and step < len(piles) else int(np.argmax(shares * (step + 1) - taken))
+        order[step] = piles[label][taken[label]]
+        taken[label] += 1
+    return order

@@ -1,0 +1,146 @@
+"""One table of rows becomes training rows, a fixed test set and a pool for exemplars.
+
+Every draw here comes from one fixed seed, so it is the same for all regimes, methods and sweeps. Rows with
+equal inputs move together: a text that is in the training rows is never asked for in the test.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from graft import hashing, seeds
+from graft.errors import DataError
+from graft.tasks.dataset import Dataset
+
+SEED = 0
+"""Draws the test set and the exemplar pool; a constant, because a new test set is a new task."""
+POOL_ROWS = (8, 64)
+"""Least and most rows of the exemplar pool, which is otherwise a tenth of the rows outside the test set."""
+
+
+def divide(
+    table: pa.Table, inputs: tuple[str, ...], kind: str, test_examples: int, *, labelled: bool = True
+) -> Dataset:
+    """The dataset of a task that comes as one table (`id`, the inputs, `target`, ...).
+
+    Args:
+        table: all rows of the task.
+        inputs: names of the input columns.
+        kind: kind of the input columns.
+        test_examples: rows of the test set, at most a third of all.
+        labelled: True where `target` is a label; False where it is free text.
+
+    Raises:
+        DataError: one label only, or too few rows.
+    """
+    labels = labels_of(table) if labelled else None
+    train, test, equal_inputs = split(table, inputs, test_examples, stratified=labelled)
+    pool = None
+    if "rationale" in table.column_names:
+        train, pool = reserve(train, inputs, stratified=labelled)
+    return Dataset(train, test, inputs, kind, labels, equal_inputs, pool)
+
+
+def labels_of(*tables: pa.Table) -> tuple[str, ...]:
+    """The sorted labels of all tables.
+
+    Raises:
+        DataError: there is only one.
+    """
+    labels = sorted({label for table in tables for label in table["target"].unique().to_pylist()})
+    if len(labels) < 2:
+        raise DataError(
+            f"every row has the label {labels[0]!r}; a classification needs at least two: "
+            "add rows of another label, or name another label column"
+        )
+    return tuple(labels)
+
+
+def split(
+    table: pa.Table, inputs: tuple[str, ...], test_examples: int, *, stratified: bool = True
+) -> tuple[pa.Table, pa.Table, int]:
+    """Training rows, test rows, and how many rows share their input with another.
+
+    Both keep the table's order. The test set holds at most `test_examples` rows and at most a third of all,
+    each label in proportion, and never all rows of a label.
+
+    Raises:
+        DataError: the rows are too few to give a test set.
+    """
+    groups = _equal_inputs(table, inputs)
+    count = min(test_examples, table.num_rows // 3)
+    chosen = _choose(groups, _strata(table, stratified), count, "test")
+    if not chosen.any():
+        raise DataError(
+            f"{table.num_rows} rows are too few to give a test set, which takes at most a third of the rows and "
+            "never the last one of a label or of a text; add rows, or give train: and test: files"
+        )
+    sizes = np.bincount(groups)
+    return table.filter(pa.array(~chosen)), table.filter(pa.array(chosen)), int(sizes[sizes > 1].sum())
+
+
+def reserve(table: pa.Table, inputs: tuple[str, ...], *, stratified: bool = True) -> tuple[pa.Table, pa.Table]:
+    """The rows that stay, and the exemplar pool taken from them: a tenth, but 8 to 64 rows.
+
+    Raises:
+        DataError: no row would stay.
+    """
+    least, most = POOL_ROWS
+    count = min(max(table.num_rows // 10, least), most)
+    if table.num_rows <= count:
+        raise DataError(
+            f"{table.num_rows} training rows are too few for a task with rationales, "
+            f"which sets {count} aside for exemplars; add rows, or leave out rationale:"
+        )
+    chosen = _choose(_equal_inputs(table, inputs), _strata(table, stratified), count, "pool")
+    return table.filter(pa.array(~chosen)), table.filter(pa.array(chosen))
+
+
+def shared_rows(table: pa.Table, other: pa.Table, inputs: tuple[str, ...]) -> list[int]:
+    """Positions of the rows in `table` whose inputs are also those of a row in `other`."""
+    known = set(hashing.row_keys(other.select(inputs)))
+    return [index for index, key in enumerate(hashing.row_keys(table.select(inputs))) if key in known]
+
+
+def _equal_inputs(table: pa.Table, inputs: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """A number per row that rows with equal inputs share, counted from 0 without gaps."""
+    return _numbered(hashing.row_keys(table.select(inputs)))
+
+
+def _strata(table: pa.Table, stratified: bool) -> npt.NDArray[np.int64]:
+    return _numbered(table["target"].to_pylist()) if stratified else np.zeros(table.num_rows, np.int64)
+
+
+def _numbered(values: list[str] | list[bytes]) -> npt.NDArray[np.int64]:
+    numbers: dict[str | bytes, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+
+
+def _choose(
+    groups: npt.NDArray[np.int64], strata: npt.NDArray[np.int64], count: int, stream: str
+) -> npt.NDArray[np.bool_]:
+    """True for the rows drawn: whole groups, at most `count` rows, each stratum in proportion but never whole."""
+    sizes = np.bincount(groups)
+    rows = np.bincount(strata)
+    # A group with several labels counts for the rarest, which is the one that could be lost: it is assigned last.
+    rarest_last = np.argsort(-rows[strata], kind="stable")
+    stratum_of = np.empty(len(sizes), np.int64)
+    stratum_of[groups[rarest_last]] = strata[rarest_last]
+    room = _quotas(np.bincount(stratum_of, weights=sizes, minlength=len(rows)).astype(np.int64), count)
+    chosen = np.zeros(len(sizes), np.bool_)
+    for group in seeds.generator(SEED, stream).permutation(len(sizes)):
+        if sizes[group] <= room[stratum_of[group]]:
+            room[stratum_of[group]] -= sizes[group]
+            chosen[group] = True
+    return chosen[groups]
+
+
+def _quotas(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Rows to draw per stratum: largest remainders, and at least one row of each stratum stays."""
+    exact = rows * (count / rows.sum())
+    most = np.maximum(rows - 1, 0)
+    quotas: npt.NDArray[np.int64] = np.minimum(exact.astype(np.int64), most)
+    for stratum in np.argsort(quotas - exact, kind="stable"):
+        if quotas.sum() < count and quotas[stratum] < most[stratum]:
+            quotas[stratum] += 1
+    return quotas

@@ -1,0 +1,154 @@
+"""Probes against scikit-learn itself."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.base import BaseEstimator
+from sklearn.covariance import LedoitWolf
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
+from sklearn.metrics import log_loss
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+
+from graft import models
+from graft.arrays import score_matrix, vector_column
+from graft.graph import Context
+from graft.methods import probe
+from graft.methods.probe import LOGISTIC_C, RIDGE_ALPHAS, Classify
+from graft.spec import Experiment
+
+CLASSIFIERS = ("majority", "centroid", "knn", "lda", "ridge", "logistic")
+
+
+class Pooled(BaseEstimator):
+    """Gives scikit-learn's LDA the covariance of all rows around their labels' means, whichever label it asks for."""
+
+    def __init__(self, features: np.ndarray, targets: list[str]):
+        self.features = features
+        self.targets = targets
+
+    def fit(self, _: np.ndarray) -> "Pooled":
+        names = np.array(self.targets)
+        within = self.features - np.stack([self.features[names == name].mean(axis=0) for name in names])
+        self.covariance_ = LedoitWolf(assume_centered=True).fit(within).covariance_
+        return self
+
+
+def context(examples: int, labels: tuple[str, ...]) -> Context:
+    values = {"name": "x", "task": {"name": "digits"}, "method": {"name": "probe"}, "regime": {"examples": examples}}
+    return Context(Experiment.from_mapping(values), labels)
+
+
+def blobs(rows: int, classes: int, seed: int = 0, width: int = 12) -> tuple[np.ndarray, list[str]]:
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    answers = np.concatenate([np.arange(classes), random.integers(classes, size=rows - classes)])
+    return (centres[answers] + random.normal(size=(rows, width))).astype(np.float32), [f"c{a}" for a in answers]
+
+
+def table(features: np.ndarray, targets: list[str]) -> pa.Table:
+    return pa.table(
+        {"id": [str(i) for i in range(len(targets))], "embedding": vector_column(features), "target": targets}
+    )
+
+
+def fitted(
+    classifier: Any, examples: int, classes: int, standardise: bool = False
+) -> tuple[Classify, np.ndarray, list[str]]:
+    features, targets = blobs(examples, classes)
+    labels = tuple(f"c{c}" for c in range(classes))
+    node = Classify(classifier, standardise=standardise)
+    return node.fit(table(features, targets), context(examples, labels)), features, targets
+
+
+def scores(node: Classify, features: np.ndarray) -> np.ndarray:
+    return score_matrix(node.run(pa.table({"embedding": vector_column(features)}))["scores"], node.labels)
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+@pytest.mark.parametrize("classes", [2, 5])
+def test_probabilities_are_probabilities_and_the_answer_is_the_most_probable(classifier: str, classes: int) -> None:
+    node, _, _ = fitted(classifier, 60, classes)
+    features, _ = blobs(40, classes, seed=1)
+    log_probabilities = scores(node, features)
+    assert np.exp(log_probabilities).sum(axis=1) == pytest.approx(1)
+    answers = node.run(pa.table({"embedding": vector_column(features)}))["prediction"].to_pylist()
+    assert answers == [node.labels[c] for c in log_probabilities.argmax(axis=1)]
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_predictions_equal_scikit_learns(classes: int, standardise: bool) -> None:
+    features, targets = blobs(80, classes)
+    centre, spread = features.mean(axis=0, dtype=float), features.std(axis=0, dtype=float)
+    scale = spread if standardise else (features - centre).std()
+    scaled, fresh = (features - centre) / scale, (blobs(60, classes, seed=1)[0] - centre) / scale
+    references = {
+        "centroid": NearestCentroid(),
+        "lda": LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=Pooled(scaled, targets)),
+        "ridge": RidgeClassifierCV(alphas=RIDGE_ALPHAS),
+        "knn": KNeighborsClassifier(5, metric="cosine"),
+    }
+    for classifier, reference in references.items():
+        node, _, _ = fitted(classifier, 80, classes, standardise)
+        expected = reference.fit(scaled, targets).predict(fresh)
+        got = node.run(pa.table({"embedding": vector_column(blobs(60, classes, seed=1)[0])}))["prediction"].to_pylist()
+        assert got == list(expected), classifier
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_lda_and_logistic_give_scikit_learns_probabilities(classes: int) -> None:
+    features, targets = blobs(120, classes)
+    features = features.astype(float)
+    answers = np.array([int(t[1:]) for t in targets])
+    for c in (1e-2, 1.0):
+        coef, intercept = probe._logistic(c, classes)(features, answers)
+        expected = LogisticRegression(C=c, max_iter=5000).fit(features, answers).predict_log_proba(features)
+        assert probe._log_softmax(features @ coef + intercept) == pytest.approx(expected, abs=1e-8)
+    coef, intercept = probe._lda(classes)(features, answers)
+    reference = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=Pooled(features, targets))
+    expected = reference.fit(features, answers).predict_proba(features)
+    assert np.exp(probe._log_softmax(features @ coef + intercept)) == pytest.approx(expected, abs=1e-8)
+
+
+def test_logistic_is_no_worse_in_log_loss_than_any_fixed_c_by_much() -> None:
+    """Selection inside the examples comes close to the best C in hindsight."""
+    features, targets = blobs(60, 3)
+    fresh, answers = blobs(500, 3, seed=1)
+    node, _, _ = fitted("logistic", 60, 3)
+    scale = (features - features.mean(axis=0)).std()
+    own = log_loss(answers, np.exp(scores(node, fresh)))
+    fixed = [
+        log_loss(
+            answers, LogisticRegression(C=c, max_iter=5000).fit(features / scale, targets).predict_proba(fresh / scale)
+        )
+        for c in LOGISTIC_C
+    ]
+    assert own <= min(fixed) + 0.05
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+@pytest.mark.parametrize("examples", [5, 6, 9])
+def test_one_row_per_label_is_enough(classifier: str, examples: int) -> None:
+    node, _, _ = fitted(classifier, examples, 5)
+    assert np.isfinite(scores(node, blobs(10, 5, seed=1)[0])).all()
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_saved_and_loaded_it_answers_the_same_bit_for_bit(classifier: str, tmp_path: Path) -> None:
+    node, _, _ = fitted(classifier, 40, 3)
+    node.save(tmp_path)
+    again = Classify.load(tmp_path, models.load)
+    features, _ = blobs(20, 3, seed=1)
+    assert again.fingerprint() == node.fingerprint()
+    assert scores(again, features).tobytes() == scores(node, features).tobytes()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_constant_features_give_the_prior() -> None:
+    features, targets = np.ones((30, 4), dtype=np.float32), ["a"] * 20 + ["b"] * 10
+    node = Classify("logistic").fit(table(features, targets), context(30, ("a", "b")))
+    assert np.exp(scores(node, features[:1]))[0] == pytest.approx([2 / 3, 1 / 3], abs=0.02)

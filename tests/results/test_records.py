@@ -1,0 +1,245 @@
+import json
+import logging
+import os
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graft.errors import DataError, StoreError
+from graft.results.records import (
+    METRICS,
+    Result,
+    environment,
+    failure_table,
+    git_commit,
+    load,
+    load_metrics,
+    metric_table,
+    read_table,
+    write_table,
+)
+from graft.storage import open_storage
+
+SURFACE = (
+    "run_id name method task split metric value n examples seed ablation status error spec prompt_sha versions "
+    "git_commit seconds tokens forward_passes teacher_calls teacher_reads peak_memory_bytes parameters_trainable "
+    "parameters_total models device texts_cut store_reads"
+)
+
+
+def answers(labels=("ham", "spam"), rows=3):
+    scores = [dict.fromkeys(labels, -0.5) for _ in range(rows)]
+    return pa.table({"id": [f"r{i}" for i in range(rows)], "target": [labels[0]] * rows, "scores": scores})
+
+
+def write_run(root: Path, record, value=0.5, labels=("ham", "spam")) -> Path:
+    files = open_storage(root)
+    folder = f"runs/{record.run_id}"
+    table = failure_table(record) if record.error else metric_table(record, {"accuracy": value}, n=3)
+    write_table(files, f"{folder}/spec.yaml", table)
+    write_table(files, f"{folder}/predictions.parquet", answers(labels))
+    write_table(files, f"{folder}/metrics.parquet", table)
+    return root / folder
+
+
+def test_the_columns_are_those_of_the_surface() -> None:
+    assert " ".join(METRICS.names) == SURFACE
+
+
+def test_one_row_per_metric_with_the_run_repeated(record) -> None:
+    table = metric_table(record(git_commit="abc", texts_cut=4), {"accuracy": 0.75, "auroc": float("nan")}, n=40)
+    assert table.schema.equals(METRICS)
+    first, second = table.to_pylist()
+    assert (first["metric"], first["value"], first["n"], first["split"]) == ("accuracy", 0.75, 40, "test")
+    assert (second["metric"], second["value"]) == ("auroc", None)
+    assert json.loads(first["spec"])["method"] == {"name": "probe", "classifier": "logistic"}
+    assert json.loads(first["models"])["encoder"]["fingerprint"] == "0123456789abcdef"
+    assert (first["status"], first["error"], first["texts_cut"], first["seconds"]) == ("done", None, 4, 1.5)
+
+
+def test_a_failed_run_is_one_row(record) -> None:
+    (row,) = failure_table(record(error="DataError: no rows")).to_pylist()
+    assert (row["metric"], row["value"], row["n"]) == (None, None, None)
+    assert (row["status"], row["error"], row["method"]) == ("failed", "DataError: no rows", "probe")
+
+
+@given(st.lists(st.tuples(st.text(st.characters(codec="utf-8"), max_size=20), st.floats(allow_nan=False)), max_size=5))
+def test_written_tables_read_back(tmp_path_factory, rows) -> None:
+    table = pa.table({"text": [text for text, _ in rows], "value": pa.array([v for _, v in rows], pa.float64())})
+    files = open_storage(tmp_path_factory.mktemp("tables"))
+    write_table(files, "a/b.parquet", table)
+    assert read_table(files, "a/b.parquet").to_pylist() == table.to_pylist()
+
+
+def test_a_table_is_written_with_zstd_and_nothing_is_left_beside_it(tmp_path) -> None:
+    write_table(open_storage(tmp_path), "a/b.parquet", answers())
+    assert os.listdir(tmp_path / "a") == ["b.parquet"]
+    assert pq.read_metadata(tmp_path / "a" / "b.parquet").row_group(0).column(0).compression == "ZSTD"
+
+
+def test_a_refused_write_leaves_the_old_table(tmp_path, record) -> None:
+    folder = tmp_path / "run"
+    files = open_storage(folder)
+    write_table(files, "metrics.parquet", metric_table(record(), {"accuracy": 0.5}, n=3))
+    before = (folder / "metrics.parquet").read_bytes()
+    (folder / "metrics.parquet.d").mkdir()
+    (folder / "metrics.parquet.d" / "inside").touch()
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_table(files, "metrics.parquet.d", answers())
+    assert (folder / "metrics.parquet").read_bytes() == before
+    assert sorted(os.listdir(folder)) == ["metrics.parquet", "metrics.parquet.d"]
+
+
+def test_a_damaged_table_is_an_error_with_its_cure(tmp_path) -> None:
+    files = open_storage(tmp_path)
+    values = np.random.default_rng(0).integers(0, 10**9, 3000)
+    write_table(files, "m.parquet", pa.table({"n": values}))
+    whole = (tmp_path / "m.parquet").read_bytes()
+    pages = pq.read_metadata(tmp_path / "m.parquet").row_group(0).column(0).total_compressed_size
+    for place in range(60, pages, 211):  # behind the first page's header, inside the data
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        (tmp_path / "m.parquet").write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"m\.parquet: damaged: .*delete it and give the same command again"):
+            read_table(files, "m.parquet")
+
+
+def test_damage_anywhere_raises_nothing_else(tmp_path, record) -> None:
+    files = open_storage(tmp_path)
+    table = metric_table(record(), {"accuracy": 0.5, "ece": 0.1}, n=3)
+    write_table(files, "m.parquet", table)
+    whole = (tmp_path / "m.parquet").read_bytes()
+    reported = 0
+    for place in range(0, len(whole), 29):
+        (tmp_path / "m.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_table(files, "m.parquet")
+        except StoreError:
+            reported += 1
+    assert reported > 100
+
+
+@pytest.mark.parametrize("size", [0, 3, 100])
+def test_a_torn_table_is_an_error(tmp_path, size) -> None:
+    files = open_storage(tmp_path)
+    write_table(files, "m.parquet", answers())
+    (tmp_path / "m.parquet").write_bytes((tmp_path / "m.parquet").read_bytes()[:size])
+    with pytest.raises(StoreError, match="damaged"):
+        read_table(files, "m.parquet")
+
+
+def test_a_missing_table_is_an_error(tmp_path) -> None:
+    with pytest.raises(StoreError, match="no such file"):
+        read_table(open_storage(tmp_path), "m.parquet")
+
+
+def test_the_environment_names_the_installed_versions() -> None:
+    found = environment()
+    assert found["graft"] == metadata.version("graft-compose")
+    assert found["torch"] == metadata.version("torch")
+    assert set(found) == {"graft", "python", "torch", "transformers", "scikit-learn", "pyarrow", "numpy"}
+
+
+def test_the_git_commit_is_that_of_the_current_directory(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() is None
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=n", "-c", "user.email=e@x"]
+        return subprocess.run(["git", *who, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    assert git_commit() == commit
+    git("tag", "v1")
+    assert git_commit() == commit
+    (tmp_path / "a").write_text("2")
+    assert git_commit() == f"{commit}-dirty"
+
+
+def test_without_git_there_is_no_commit(monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() is None
+
+
+def test_a_result_reads_its_graph_once_and_when_asked(record) -> None:
+    calls = []
+    metrics = metric_table(record(), {"accuracy": 0.75, "auroc": float("nan")}, n=4)
+    result = Result("r", metrics, answers(), "runs/r", lambda: calls.append(1) or "graph")
+    assert result.metric("accuracy") == 0.75
+    assert np.isnan(result.metric("auroc"))
+    assert not calls
+    assert (result.graph, result.graph) == ("graph", "graph")
+    assert calls == [1]
+    with pytest.raises(DataError, match="no metric 'accuraci'; did you mean 'accuracy'"):
+        result.metric("accuraci")
+
+
+def test_a_failed_result_says_why(record) -> None:
+    result = Result("r", failure_table(record(error="out of memory")), answers(), "runs/r", lambda: None)
+    with pytest.raises(DataError, match="r: the run failed and has no metrics: out of memory"):
+        result.metric("accuracy")
+
+
+def test_runs_sweeps_and_roots_load_alike(tmp_path, record) -> None:
+    records = [record(seed=seed) for seed in range(3)]
+    folders = [write_run(tmp_path, item, 0.5 + item.seed / 10) for item in records]
+    files = open_storage(tmp_path)
+    joined = pa.concat_tables(read_table(files, f"runs/{item.run_id}/metrics.parquet") for item in records)
+    write_table(files, "sweeps/s/metrics.parquet", joined)
+    owned = [answers().add_column(0, "run_id", pa.array([item.run_id] * 3)) for item in records]
+    write_table(files, "sweeps/s/predictions.parquet", pa.concat_tables(owned))
+
+    ways = [folders, [tmp_path], [tmp_path / "sweeps" / "s"], [tmp_path, *folders, tmp_path / "sweeps" / "s"]]
+    ways += [[tmp_path.as_uri()], [tmp_path / "runs"], [tmp_path / "sweeps"]]
+    for paths in ways:
+        metrics, predictions = load([str(path) for path in paths])
+        assert sorted(metrics["run_id"].to_pylist()) == sorted(item.run_id for item in records)
+        assert sorted(metrics["value"].to_pylist()) == [0.5, 0.6, 0.7]
+        assert predictions.num_rows == 9
+        assert set(predictions["run_id"].to_pylist()) == {item.run_id for item in records}
+
+
+def test_a_run_that_is_not_done_is_skipped_and_named(tmp_path, record, caplog) -> None:
+    write_run(tmp_path, record())
+    open_storage(tmp_path / "runs" / "half-way")
+    with caplog.at_level(logging.WARNING):
+        assert load_metrics([str(tmp_path)]).num_rows == 1
+    assert "1 not done, skipped" in caplog.text
+    assert "half-way" in caplog.text
+
+
+def test_a_failed_run_gives_way_to_the_same_run_done_later(tmp_path, record) -> None:
+    failed = failure_table(record(run_id="r", error="out of memory"))
+    write_table(open_storage(tmp_path), "sweeps/s/metrics.parquet", failed)
+    write_run(tmp_path, record(run_id="r"), 0.8)
+    metrics = load_metrics([str(tmp_path / "sweeps" / "s"), str(tmp_path)])
+    assert metrics["value"].to_pylist() == [0.8]
+    assert load_metrics([str(tmp_path / "sweeps" / "s")])["error"].to_pylist() == ["out of memory"]
+
+
+def test_predictions_of_different_tasks_keep_their_columns(tmp_path, record) -> None:
+    write_run(tmp_path, record(task="sms"), labels=("ham", "spam"))
+    write_run(tmp_path, record(task="polarity"), labels=("negative", "positive"))
+    _, predictions = load([str(tmp_path)])
+    scores = dict(zip(predictions["target"].to_pylist(), predictions["scores"].to_pylist(), strict=True))
+    assert scores["ham"] == {"ham": -0.5, "spam": -0.5, "negative": None, "positive": None}
+
+
+@pytest.mark.parametrize("paths", [["nowhere"], [], ["."], ["file:///nowhere/at/all"]])
+def test_nothing_found_is_an_error_and_makes_no_folder(tmp_path, monkeypatch, paths) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError):
+        load(paths)
+    assert os.listdir(tmp_path) == []

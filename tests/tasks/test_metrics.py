@@ -1,0 +1,125 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu.metrics import CHRF
+from sklearn import metrics as reference
+
+from graft.errors import DataError
+from graft.tasks.metrics import classification, generation
+
+RNG = np.random.default_rng(0)
+
+
+def scored(rows: int, labels: str) -> tuple[list[str], list[str], np.ndarray]:
+    """Random targets, log-probabilities that lean towards them, and the argmax."""
+    true = RNG.integers(len(labels), size=rows)
+    logits = RNG.normal(size=(rows, len(labels))) + 1.5 * np.eye(len(labels))[true]
+    log_probabilities = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    return [labels[i] for i in true], [labels[i] for i in logits.argmax(1)], log_probabilities
+
+
+@pytest.mark.parametrize("labels", ["ab", "abc", "abcdefg"])
+def test_classification_agrees_with_scikit_learn(labels: str) -> None:
+    targets, predictions, log_probabilities = scored(400, labels)
+    found = classification(targets, predictions, log_probabilities, list(labels))
+    probabilities = np.exp(log_probabilities)
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(targets, predictions))
+    assert found["balanced_accuracy"] == pytest.approx(reference.balanced_accuracy_score(targets, predictions))
+    assert found["macro_f1"] == pytest.approx(reference.f1_score(targets, predictions, average="macro"))
+    assert found["log_loss"] == pytest.approx(reference.log_loss(targets, probabilities, labels=list(labels)))
+    if len(labels) > 2:
+        area = reference.roc_auc_score(targets, probabilities, multi_class="ovr", average="macro")
+        assert found["auroc"] == pytest.approx(area)
+        hot = np.eye(len(labels))[[labels.index(target) for target in targets]]
+        assert found["auc_pr"] == pytest.approx(reference.average_precision_score(hot, probabilities))
+
+
+@pytest.mark.parametrize(("targets", "rarer"), [("aaab", 1), ("abbb", 0), ("aabb", 1)])
+def test_the_areas_of_two_labels_are_the_rarer_ones(targets: str, rarer: int) -> None:
+    log_probabilities = np.log([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    found = classification(list(targets), list("abab"), log_probabilities, ["a", "b"])
+    positive = np.array([target == "ab"[rarer] for target in targets])
+    scores = log_probabilities[:, rarer]
+    assert found["auroc"] == pytest.approx(reference.roc_auc_score(positive, scores))
+    assert found["auc_pr"] == pytest.approx(reference.average_precision_score(positive, scores))
+
+
+def test_labels_that_the_test_rows_lack_are_left_out_of_the_means() -> None:
+    log_probabilities = np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.5, 0.1, 0.4], [0.2, 0.7, 0.1]])
+    found = classification(list("abab"), list("abab"), log_probabilities, list("abc"))
+    assert found["accuracy"] == found["balanced_accuracy"] == found["macro_f1"] == found["auroc"] == 1.0
+    predicts_c = classification(list("abab"), list("abcb"), log_probabilities, list("abc"))
+    assert predicts_c["balanced_accuracy"] == pytest.approx(0.75)
+
+
+def test_one_label_among_the_targets_leaves_the_areas_out() -> None:
+    found = classification(["a", "a"], ["a", "b"], np.log([[0.5, 0.5], [0.4, 0.6]]), ["a", "b"])
+    assert set(found) == {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"}
+
+
+def test_log_loss_is_clipped_where_a_label_was_ruled_out() -> None:
+    found = classification(["b"], ["a"], np.array([[0.0, -np.inf]]), ["a", "b"])
+    assert found["log_loss"] == pytest.approx(-math.log(1e-15))
+
+
+def test_scores_are_normalised_first() -> None:
+    targets, predictions, log_probabilities = scored(50, "abc")
+    shifted = log_probabilities + RNG.normal(size=(50, 1)) * 100
+    first, second = (classification(targets, predictions, s, list("abc")) for s in (log_probabilities, shifted))
+    assert first == pytest.approx(second)
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two rows at 0.95 of which one is right, two at 0.60 of which both are: (|1.9-1| + |1.2-2|) / 4."""
+    log_probabilities = np.log([[0.95, 0.05], [0.95, 0.05], [0.4, 0.6], [0.4, 0.6]])
+    found = classification(list("abbb"), list("aabb"), log_probabilities, ["a", "b"])
+    assert found["ece"] == pytest.approx((0.9 + 0.8) / 4)
+
+
+@given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 1000))
+def test_no_metric_is_ever_nan(rows: int, labels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = [str(label) for label in range(labels)]
+    targets, predictions = (list(rng.choice(names, rows)) for _ in range(2))
+    found = classification(targets, predictions, rng.normal(size=(rows, labels)) * 100, names)
+    assert all(math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize("row", [[np.nan, 0.0], [-np.inf, -np.inf]])
+def test_scores_that_are_no_probabilities(row: list) -> None:
+    with pytest.raises(DataError, match="scores of row 1 are"):
+        classification(["a", "b"], ["a", "b"], np.array([[0.0, -1.0], row]), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("target", "prediction", "exact", "f1"),
+    [
+        ("The Denver Broncos!", "denver broncos", 1, 1),
+        ("in 1920", "1920", 0, 2 / 3),
+        ("one two three", "three four", 0, 0.4),
+        ("yes yes no", "yes", 0, 0.5),
+        ("Paris", "London", 0, 0),
+        ("Paris", None, 0, 0),
+        ("the", None, 0, 0),
+        ("the", "", 1, 1),
+    ],
+)
+def test_answers_are_compared_as_squad_does(target: str, prediction: str | None, exact: float, f1: float) -> None:
+    found = generation([target], [prediction])
+    assert (found["exact_match"], found["f1"]) == (exact, pytest.approx(f1))
+    assert found["parsed"] == float(prediction is not None)
+
+
+def test_chrf_is_the_mean_of_sacrebleus_sentence_scores() -> None:
+    targets, predictions = ["the cat sat", "東京の天気", "lost"], ["a cat sat down", "東京の空", None]
+    scores = [CHRF().sentence_score(p, [t]).score if p else 0.0 for t, p in zip(targets, predictions, strict=True)]
+    assert generation(targets, predictions)["chrf"] == pytest.approx(np.mean(scores))
+    assert generation(["same"], ["same"])["chrf"] == pytest.approx(100)
+
+
+def test_no_rows_no_metrics() -> None:
+    assert classification([], [], np.zeros((0, 2)), ["a", "b"]) == {}
+    assert generation([], []) == {}

@@ -1,0 +1,224 @@
+"""The command line as a user meets it: real processes, exit codes, one-line errors."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import csv, parquet
+
+GRAFT = [sys.executable, "-m", "graft.cli"]
+
+SPEC = """
+name: topics
+task: {name: file, path: rows.csv, text: text, label: topic}
+models: {encoder: {source: MODEL}}
+method: {name: probe, classifier: centroid}
+regime: {examples: 12}
+"""
+
+SWEEP = """
+name: numbers
+task: {name: digits}
+method: {name: probe}
+sweep:
+  axes: {method.classifier: [majority, centroid, ridge], regime.examples: [16, 64]}
+  seeds: 3
+"""
+
+
+def graft(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*GRAFT, *words], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_bert: Path) -> Path:
+    """A folder with a spec and its rows."""
+    lines = [f"a text about {topic} number {i},{topic}" for i in range(30) for topic in ("rain", "bread")]
+    (tmp_path / "rows.csv").write_text("text,topic\n" + "\n".join(lines) + "\n")
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("MODEL", str(tiny_bert)))
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    return tmp_path
+
+
+def test_help_is_quick_and_enough(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    answer = graft("--help", cwd=tmp_path)
+    user_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    for command in ("validate", "run", "report", "predict", "ls", "show", "doctor"):
+        assert command in answer.stdout
+        assert graft(command, "--help", cwd=tmp_path).returncode == 0
+    # Processor time, not the clock: it stands for what --help imports.
+    assert user_seconds < 1.0
+
+
+def test_run_report_predict_ls_show_from_an_empty_folder(desk: Path) -> None:
+    ran = graft("run", "spec.yaml", cwd=desk)
+    assert ran.returncode == 0, ran.stderr
+    assert "accuracy" in ran.stdout
+    (run,) = (desk / "runs").iterdir()
+    assert graft("run", "spec.yaml", cwd=desk).stdout == ran.stdout
+
+    (desk / "new.csv").write_text("text\na text about rain\n\na text about bread\n".replace("\n\n", "\n"))
+    answered = graft("predict", run.name, "new.csv", "-o", "out.csv", cwd=desk)
+    assert answered.returncode == 0, answered.stderr
+    table = csv.read_csv(desk / "out.csv")
+    assert table.column_names[:3] == ["id", "text", "prediction"]
+    assert graft("predict", str(run), "new.csv", "-o", "out.jsonl", cwd=desk).returncode == 0
+    lines = [json.loads(line) for line in (desk / "out.jsonl").read_text().splitlines()]
+    assert [line["prediction"] for line in lines] == table["prediction"].to_pylist()
+
+    listed = graft("ls", cwd=desk)
+    assert run.name in listed.stdout
+    assert "done" in listed.stdout
+    assert "embed(" in graft("ls", "--store", cwd=desk).stdout
+    shown = graft("show", run.name, cwd=desk)
+    assert "classifier: centroid" in shown.stdout
+    assert "accuracy" in shown.stdout
+    reported = graft("report", ".", cwd=desk)
+    assert reported.returncode == 0, reported.stderr
+    assert (desk / "report.html").exists()
+
+
+def test_predict_answers_the_test_rows_as_the_run_did(desk: Path) -> None:
+    graft("run", "spec.yaml", cwd=desk)
+    (run,) = (desk / "runs").iterdir()
+    expected = parquet.read_table(run / "predictions.parquet")
+    parquet.write_table(expected.select(["id", "text"]), desk / "test.parquet")
+    assert graft("predict", run.name, "test.parquet", "-o", "out.parquet", cwd=desk).returncode == 0
+    answers = parquet.read_table(desk / "out.parquet")
+    assert answers.select(["id", "prediction"]).equals(expected.select(["id", "prediction"]))
+
+
+def test_dry_run_and_validate_show_and_run_nothing(desk: Path) -> None:
+    dry = graft("run", "spec.yaml", "regime.examples=14", "--dry-run", cwd=desk)
+    assert dry.returncode == 0, dry.stderr
+    assert "examples: 14" in dry.stdout
+    assert "─► embed(" in dry.stdout
+    assert "resources" in dry.stdout
+    assert graft("validate", "spec.yaml", cwd=desk).returncode == 0
+    assert not (desk / "runs").exists()
+    assert "18" in graft("validate", "sweep.yaml", cwd=desk).stdout
+
+
+BAD_ROWS = {
+    "one-class.csv": "text,topic\na,x\nb,x\nc,x\nd,x\n",
+    "empty-rows.csv": "text,topic\na,x\n,y\nc,x\n",
+    "duplicate-ids.csv": "id,text,topic\n1,a,x\n1,b,y\n2,c,x\n",
+    "broken.parquet": "this is no parquet",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["spec.yaml", "method.clasifier=ridge"], "did you mean 'classifier'"),
+        (["spec.yaml", "regime.examples=many"], "regime.examples"),
+        (["nowhere.yaml"], "no such file"),
+        (["spec.yaml", "task.path=nowhere.csv"], "nowhere.csv"),
+        (["spec.yaml", "task.path=broken.parquet"], "broken.parquet"),
+        (["spec.yaml", "task.text=txet"], "did you mean 'text'"),
+        (["spec.yaml", "task.path=empty-rows.csv"], "empty"),
+        (["spec.yaml", "task.path=one-class.csv"], "every row has the label"),
+        (["spec.yaml", "task.path=duplicate-ids.csv"], "duplicate"),
+        (["spec.yaml", "models.encoder.source=no-weights"], "weights"),
+        (["spec.yaml", "models.encoder.source=pickled"], "safetensors"),
+        (["spec.yaml", "models.encoder.source=org/absent"], "looked"),
+        (["spec.yaml", "regime.examples=1"], "labels"),
+        (["spec.yaml", "regime.examples=1000"], "40"),
+        (["spec.yaml", "--storage", "s4://nowhere"], "--storage"),
+        (["spec.yaml", "--store-limit", "lots"], "--store-limit"),
+    ],
+)
+def test_wrong_input_is_one_line_with_the_cure_and_exit_code_2(desk: Path, words: list[str], expected: str) -> None:
+    for name, text in BAD_ROWS.items():
+        (desk / name).write_text(text)
+    for folder, weights in (("no-weights", None), ("pickled", "pytorch_model.bin")):
+        (desk / folder).mkdir()
+        (desk / folder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+        if weights:
+            (desk / folder / weights).write_bytes(b"\x80\x04.")
+    answer = graft("run", *words, cwd=desk)
+    assert answer.returncode == 2, answer.stderr
+    lines = answer.stderr.strip().splitlines()
+    assert len(lines) == 1, answer.stderr
+    assert lines[0].startswith("error: ")
+    assert expected in lines[0]
+    assert list(desk.glob("runs/*")) == []
+
+
+def metrics_of(desk: Path) -> pa.Table:
+    (sweep,) = (desk / "sweeps").iterdir()
+    table = parquet.read_table(sweep / "metrics.parquet")
+    keys = ["run_id", "metric", "value", "n", "examples", "seed", "status"]
+    return table.select(keys).sort_by([("run_id", "ascending"), ("metric", "ascending")])
+
+
+def test_a_sweep_killed_again_and_again_ends_with_the_same_table(
+    desk: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    calm = tmp_path_factory.mktemp("calm")
+    (calm / "sweep.yaml").write_text(SWEEP)
+    answer = graft("run", "sweep.yaml", cwd=calm)
+    assert answer.returncode == 0, answer.stderr
+    assert "report:" in answer.stdout
+    killed = 0
+    while len(list(desk.glob("runs/*/metrics.parquet"))) < 12 and killed < 40:
+        had = len(list(desk.glob("runs/*/metrics.parquet")))
+        process = subprocess.Popen(
+            [*GRAFT, "run", "sweep.yaml"], cwd=desk, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while len(list(desk.glob("runs/*/metrics.parquet"))) < had + 4 and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert killed >= 3
+    listed = graft("ls", cwd=desk)
+    assert listed.returncode == 0, listed.stderr
+    assert graft("run", "sweep.yaml", cwd=desk).returncode == 0
+    assert metrics_of(desk).equals(metrics_of(calm))
+
+
+def test_a_failed_member_is_a_row_and_the_exit_code_says_so(desk: Path, tiny_llama: Path) -> None:
+    values = SPEC.replace("method: {name: probe, classifier: centroid}", "").replace("encoder: {source: MODEL}", "")
+    sweep = f"""
+sweep:
+  axes:
+    method: [{{name: probe, classifier: majority}}, {{name: icl, num_shots: 12}}]
+    models: [{{encoder: {{source: {tiny_llama}}}, base: {{source: {tiny_llama}}}}}]
+"""
+    (desk / "mixed.yaml").write_text(values + sweep)
+    answer = graft("run", "mixed.yaml", cwd=desk)
+    assert answer.returncode == 1, answer.stderr
+    (folder,) = (desk / "sweeps").iterdir()
+    rows = parquet.read_table(folder / "metrics.parquet").to_pylist()
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert len(failed) == 1
+    assert "num_shots" in failed[0]["error"]
+    assert "num_shots" in (folder / "report.html").read_text()
+
+
+def test_interrupted_it_says_so_and_the_same_command_goes_on(desk: Path) -> None:
+    process = subprocess.Popen([*GRAFT, "run", "sweep.yaml"], cwd=desk, stderr=subprocess.PIPE, text=True)
+    while not list(desk.glob("runs/*/metrics.parquet")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on" in errors
+    assert "Traceback" not in errors
+    assert graft("run", "sweep.yaml", cwd=desk).returncode == 0
+
+
+def test_doctor_finds_this_machine_well(desk: Path) -> None:
+    answer = graft("doctor", cwd=desk)
+    assert answer.returncode == 0, answer.stdout
+    assert "FAIL" not in answer.stdout
+    assert "transformers" in answer.stdout

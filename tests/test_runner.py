@@ -1,0 +1,237 @@
+"""One experiment from spec to files: identity, resumption, and the laws that hold for every method."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import graft
+from graft import models, runner
+from graft.errors import DataError, GraftError, ModelError
+from graft.results.records import METRICS
+from graft.spec import Experiment
+from graft.storage import open_storage
+
+WORDS = {
+    "weather": ["rain", "snow", "storm", "cloud"],
+    "food": ["bread", "soup", "apple", "cheese"],
+    "sea": ["wave", "ship", "fish", "tide"],
+}
+
+METHODS: dict[str, dict[str, Any]] = {
+    **{
+        name: {"name": "probe", "classifier": name}
+        for name in ("majority", "centroid", "knn", "lda", "ridge", "logistic")
+    },
+    "icl": {"name": "icl", "num_shots": 2},
+    "icl-calibrated": {"name": "icl", "num_shots": 1, "calibrate": True},
+    "icl-similar": {"name": "icl", "num_shots": 2, "selection": "similar"},
+}
+
+
+def write_csv(path: Path, rows: int = 150, scrambled: bool = False) -> Path:
+    """Sentences of which one word tells the label; scrambled labels tell nothing."""
+    random = np.random.default_rng(5)
+    labels = [str(label) for label in random.choice(list(WORDS), size=rows)]
+    texts = [f"{random.choice(WORDS[label])} number {i} of {random.integers(99)}" for i, label in enumerate(labels)]
+    shown = [str(label) for label in random.permutation(labels)] if scrambled else labels
+    path.write_text("text,topic\n" + "".join(f"{text},{label}\n" for text, label in zip(texts, shown, strict=True)))
+    return path
+
+
+def experiment(csv: Path, method: dict[str, Any], encoder: Path, base: Path, **changes: Any) -> Experiment:
+    values = {
+        "name": "topics",
+        "models": {"encoder": {"source": str(encoder)}, "base": {"source": str(base)}},
+        "task": {"name": "file", "path": str(csv), "text": "text", "label": "topic"},
+        "regime": {"examples": 30},
+        "method": method,
+    }
+    return Experiment.from_mapping({**values, **changes})
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    return write_csv(tmp_path / "topics.csv")
+
+
+@pytest.fixture
+def logistic(csv: Path, tiny_bert: Path, tiny_llama: Path) -> Experiment:
+    return experiment(csv, METHODS["logistic"], tiny_bert, tiny_llama)
+
+
+def test_a_run_writes_the_files_of_the_surface(logistic: Experiment, tmp_path: Path) -> None:
+    result = logistic.run(tmp_path / "out")
+    folder = tmp_path / "out" / "runs" / result.run_id
+    assert {path.name for path in folder.iterdir()} == {
+        "spec.yaml",
+        "graph",
+        "metrics.parquet",
+        "predictions.parquet",
+        "run.log",
+    }
+    metrics = parquet.read_table(folder / "metrics.parquet")
+    assert metrics.schema.names == METRICS.names
+    assert set(metrics["metric"].to_pylist()) == {
+        *("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auc_pr", "log_loss", "ece")
+    }
+    assert set(metrics["n"].to_pylist()) == {50}
+    row = metrics.slice(0, 1).to_pylist()[0]
+    assert row["examples"] == 30
+    assert row["forward_passes"] == 80
+    assert row["parameters_trainable"] > 0
+    assert json.loads(row["spec"])["method"]["classifier"] == "logistic"
+    predictions = parquet.read_table(folder / "predictions.parquet")
+    assert predictions.column_names == ["id", "split", "text", "target", "prediction", "scores"]
+    accuracy = np.mean(
+        [a == b for a, b in zip(*(predictions[c].to_pylist() for c in ("target", "prediction")), strict=True)]
+    )
+    assert result.metric("accuracy") == pytest.approx(accuracy)
+
+
+def test_the_run_id_hashes_contents_and_never_paths(
+    csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    first = runner.plan(experiment(csv, METHODS["logistic"], tiny_bert, tiny_llama)).run_id
+    moved_csv = Path(shutil.copy(csv, tmp_path / "moved.csv"))
+    moved_model = Path(shutil.copytree(tiny_bert, tmp_path / "moved-model"))
+    assert runner.plan(experiment(moved_csv, METHODS["logistic"], moved_model, tiny_llama)).run_id == first
+    moved_csv.write_text(moved_csv.read_text().replace("number 3 ", "number 4 "))
+    assert runner.plan(experiment(moved_csv, METHODS["logistic"], tiny_bert, tiny_llama)).run_id != first
+    assert runner.plan(experiment(csv, METHODS["ridge"], tiny_bert, tiny_llama)).run_id != first
+    assert runner.plan(experiment(csv, METHODS["logistic"], tiny_llama, tiny_llama)).run_id != first
+
+
+def test_a_done_run_is_read_and_not_run_again(logistic: Experiment, tmp_path: Path) -> None:
+    first = logistic.run(tmp_path)
+    written = (tmp_path / "runs" / first.run_id / "metrics.parquet").stat().st_mtime_ns
+    again = logistic.run(tmp_path)
+    assert again.metrics.equals(first.metrics)
+    assert again.predictions.equals(first.predictions)
+    assert (tmp_path / "runs" / first.run_id / "metrics.parquet").stat().st_mtime_ns == written
+
+
+def test_the_same_spec_gives_the_same_numbers_stored_or_recomputed(logistic: Experiment, tmp_path: Path) -> None:
+    first = logistic.run(tmp_path / "a")
+    fresh = logistic.run(tmp_path / "b")
+    shutil.rmtree(tmp_path / "a" / "runs")
+    stored = logistic.run(tmp_path / "a")
+    assert fresh.predictions.equals(first.predictions)
+    assert stored.predictions.equals(first.predictions)
+    assert stored.metrics["forward_passes"][0].as_py() == 0
+    assert stored.metrics["store_reads"][0].as_py() == 80
+
+
+def test_another_amount_of_data_embeds_only_the_rows_that_are_new(
+    csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    for examples, passes in ((30, 80), (40, 10), (20, 0)):
+        spec = experiment(csv, METHODS["ridge"], tiny_bert, tiny_llama, regime={"examples": examples})
+        assert spec.run(tmp_path).metrics["forward_passes"][0].as_py() == passes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_and_loaded_a_graph_answers_what_was_evaluated(
+    method: str, csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    result = experiment(csv, METHODS[method], tiny_bert, tiny_llama).run(tmp_path)
+    answers = graft.load(tmp_path / "runs" / result.run_id).run(result.predictions.select(["id", "text"]))
+    assert answers["prediction"].to_pylist() == result.predictions["prediction"].to_pylist()
+    for got, expected in zip(answers["scores"].to_pylist(), result.predictions["scores"].to_pylist(), strict=True):
+        assert got == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scrambled_labels_give_chance(method: str, tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    csv = write_csv(tmp_path / "scrambled.csv", rows=450, scrambled=True)
+    result = experiment(csv, METHODS[method], tiny_bert, tiny_llama, regime={"examples": 60}).run(tmp_path)
+    # 150 test rows, 3 labels: four standard errors around a third.
+    assert abs(result.metric("accuracy") - 1 / 3) < 4 * (2 / 9 / 150) ** 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_stays_frozen_and_the_test_targets_reach_nothing(
+    method: str, csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    spec = experiment(csv, METHODS[method], tiny_bert, tiny_llama)
+    plan = runner.plan(spec)
+    before = {role: models.fingerprint(source) for role, source in plan.experiment.models.items()}
+    weights = {role: _weights(handle) for role, handle in plan.models.items()}
+    result = runner.carry_out(plan, open_storage(tmp_path / "a"), None)
+    assert {role: models.fingerprint(source) for role, source in plan.experiment.models.items()} == before
+    assert {role: _weights(handle) for role, handle in plan.models.items()} == weights
+    test = plan.dataset.test
+    place = test.column_names.index("target")
+    turned = test.set_column(place, "target", pa.array(test["target"].to_pylist()[::-1]))
+    other = runner.Plan(**{**vars(plan), "dataset": type(plan.dataset)(**{**_fields(plan.dataset), "test": turned})})
+    blind = runner.carry_out(other, open_storage(tmp_path / "b"), None)
+    assert blind.predictions.select(["prediction", "scores"]).equals(
+        result.predictions.select(["prediction", "scores"])
+    )
+
+
+def _fields(dataset: Any) -> dict[str, Any]:
+    return {name: getattr(dataset, name) for name in type(dataset).__dataclass_fields__}
+
+
+def _weights(handle: Any) -> float:
+    modules = [value for value in vars(handle).values() if hasattr(value, "parameters") and callable(value.parameters)]
+    assert modules
+    assert not any(weight.requires_grad for module in modules for weight in module.parameters())
+    return sum(float(weight.double().abs().sum()) for module in modules for weight in module.parameters())
+
+
+@pytest.mark.parametrize("method", ["logistic", "icl", "icl-similar"])
+def test_order_and_batch_of_rows_do_not_matter(
+    method: str, csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    result = experiment(csv, METHODS[method], tiny_bert, tiny_llama).run(tmp_path)
+    rows = result.predictions.select(["id", "text"])
+    order = np.random.default_rng(0).permutation(rows.num_rows)[:7]
+    answers = result.graph.run(rows.take(order))
+    for got, place in zip(answers["scores"].to_pylist(), order, strict=True):
+        assert got == pytest.approx(result.predictions["scores"][int(place)].as_py(), rel=1e-4, abs=1e-5)
+
+
+def test_free_text_targets_are_generated_and_scored_as_text(tiny_llama: Path, tmp_path: Path) -> None:
+    csv = tmp_path / "qa.csv"
+    csv.write_text("question,answer\n" + "".join(f"what is {i},it is {i}\n" for i in range(30)))
+    values = {
+        "name": "qa",
+        "models": {"base": {"source": str(tiny_llama)}},
+        "task": {"name": "file", "path": str(csv), "text": "question", "target": "answer"},
+        "regime": {"examples": 4},
+        "method": {"name": "icl", "num_shots": 2, "max_new_tokens": 5},
+    }
+    result = Experiment.from_mapping(values).run(tmp_path)
+    assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed"}
+
+
+def test_wrong_input_leaves_nothing_half_written(csv: Path, tiny_llama: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    spec = experiment(csv, {"name": "icl", "num_shots": 28}, tiny_bert, tiny_llama)
+    with pytest.raises(ModelError, match="num_shots"):
+        spec.run(tmp_path / "out")
+    assert list((tmp_path / "out").glob("runs/*")) == []
+    too_few = experiment(csv, METHODS["ridge"], tiny_bert, tiny_llama, regime={"examples": 2})
+    with pytest.raises(DataError, match="labels"):
+        too_few.run(tmp_path / "out")
+
+
+def test_a_changed_model_is_noticed_when_a_run_is_loaded(logistic: Experiment, tiny_bert: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    spec = Experiment.from_mapping({**logistic.to_mapping(), "models": {"encoder": {"source": str(copy)}}})
+    result = spec.run(tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.5}))
+    with pytest.raises(ModelError, match="has changed"):
+        graft.load(tmp_path / "runs" / result.run_id)
+
+
+def test_an_unknown_run_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(GraftError, match="graft ls"):
+        runner.load("nothing", tmp_path)
