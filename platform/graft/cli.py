@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from graft.graph import Progress as Watch
     from graft.spec import Experiment
+
+SECONDS_BETWEEN_LINES = 10.0
 
 app = typer.Typer(
     help="Compose and adapt pre-trained models, and learn with honest numbers which way is best.",
@@ -171,11 +174,20 @@ def _print_metrics(metrics: Any) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[..., "Watch"]]:
-    """A bar on a terminal with counts, rate and time left; nothing where the output is a file."""
+    """A bar on a terminal with counts and time left; a line now and then where the output is a file."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = _console(stderr=True)
+    said = time.monotonic()
+
+    def say(text: str) -> None:
+        """A line now and then where nobody watches a bar: in a file, in a job's log."""
+        nonlocal said
+        if not console.is_terminal and time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            typer.echo(text, err=True)
+
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         runs = bar.add_task("runs", total=None, visible=False)
         rows = bar.add_task("rows", total=None)
@@ -184,8 +196,10 @@ def _progress() -> Iterator[Callable[..., "Watch"]]:
             if total is not None:
                 bar.update(runs, completed=done, total=total, visible=True)
             bar.update(rows, description=title, completed=0, total=None)
+            say(title)
 
             def on_rows(what: str, done: int, total: int) -> None:
+                say(f"{title} {what}: {done} of {total} rows")
                 bar.update(rows, description=f"{title} {what}", completed=done, total=total)
 
             return on_rows

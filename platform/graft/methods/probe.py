@@ -243,23 +243,45 @@ def _log_loss(scores: np.ndarray, classes: np.ndarray) -> float:
 def _select(
     grid: tuple[float, ...], make: Callable[[float], Fit], features: np.ndarray, classes: np.ndarray, regime: Regime
 ) -> float:
-    """The grid's value with the lowest validation log-loss; the middle one where nothing can be validated."""
-    losses = []
+    """The value of an ascending grid with the lowest validation log-loss; its middle where nothing can be validated.
+
+    The loss over a regulariser falls and then rises: two values in a row that are worse than the best end the search.
+    """
+    best, lowest, worse = grid[len(grid) // 2], np.inf, 0
     for value in grid:
         scores, answers = _held_out(make(value), features, classes, regime)
-        losses.append(_log_loss(scores, answers) if len(answers) else np.inf)
-    return grid[int(np.argmin(losses))] if np.isfinite(losses).any() else grid[len(grid) // 2]
+        if not len(answers):
+            return best
+        loss = _log_loss(scores, answers)
+        if loss < lowest:
+            best, lowest, worse = value, loss, 0
+        else:
+            worse += 1
+        if worse == 2:
+            break
+    return best
 
 
 def _temperature(fit: Fit, features: np.ndarray, classes: np.ndarray, regime: Regime) -> float:
-    """The factor on the scores with the lowest validation log-loss; 1 where nothing can be validated."""
+    """The factor on the scores with the lowest validation log-loss.
+
+    One more validation row whose label is anyone's guess keeps it finite where few rows are all answered rightly.
+    Where nothing can be validated, a row's scores get a standard deviation of 1 (assumption: moderately sure).
+    """
     from scipy.optimize import minimize_scalar
 
     scores, answers = _held_out(fit, features, classes, regime)
     if not len(answers):
-        return 1.0
-    best = minimize_scalar(lambda log: _log_loss(scores * np.exp(log), answers), bounds=(-8, 5), method="bounded")
-    return float(np.exp(best.x))
+        coef, intercept = fit(features, classes)
+        spread = float((features @ coef + intercept).std(axis=1).mean())
+        return 1 / spread if np.isfinite(spread) and spread > 0 else 1.0
+
+    def loss(log_factor: float) -> float:
+        logs = _log_softmax(scores * np.exp(log_factor))
+        guess = -logs[np.isfinite(logs)].mean()
+        return float((guess - logs[np.arange(len(answers)), answers].sum()) / (len(answers) + 1))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-8, 5), method="bounded").x))
 
 
 def _log_softmax(scores: np.ndarray) -> np.ndarray:
