@@ -41,5 +41,5 @@ bench: setup ## measure; each prints ratios of both sides from one run
 	$(BIN)/python benchmarks/store.py
 
 clean: ## remove what the targets made, the environment included
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis platform/graft_compose.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -111,6 +111,26 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoder, 64 positions of which the first belongs to padding: its context is 63."""
+    from transformers import RobertaConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = RobertaConfig(**sizes, max_position_embeddings=64, initializer_range=0.2)
+    return save_tiny(tmp_path_factory.mktemp("tiny_roberta"), "RobertaModel", config, "<s> $A </s>")
+
+
+@pytest.fixture(scope="session")
+def tiny_mpnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoder, 64 positions of which it never uses the first two, whatever its padding token is: its context is 62."""
+    from transformers import MPNetConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = MPNetConfig(**sizes, max_position_embeddings=64, initializer_range=0.2)
+    return save_tiny(tmp_path_factory.mktemp("tiny_mpnet"), "MPNetModel", config, "<s> $A </s>")
+
+
+@pytest.fixture(scope="session")
 def stories() -> Path:
     """A real Llama of 260,032 parameters that writes tiny stories."""
     return shared("models", "stories260K")

@@ -48,6 +48,7 @@ def desk(tmp_path: Path, tiny_bert: Path) -> Path:
 
 
 def test_help_is_quick_and_enough(tmp_path: Path) -> None:
+    graft("--help", cwd=tmp_path)  # compiles the bytecode
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     answer = graft("--help", cwd=tmp_path)
     user_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
@@ -55,7 +56,7 @@ def test_help_is_quick_and_enough(tmp_path: Path) -> None:
         assert command in answer.stdout
         assert graft(command, "--help", cwd=tmp_path).returncode == 0
     # Processor time, not the clock: it stands for what --help imports.
-    assert user_seconds < 1.0
+    assert user_seconds < 0.5
 
 
 def test_run_report_predict_ls_show_from_an_empty_folder(desk: Path) -> None:
@@ -108,10 +109,10 @@ def test_dry_run_and_validate_show_and_run_nothing(desk: Path) -> None:
 
 
 BAD_ROWS = {
-    "one-class.csv": "text,topic\na,x\nb,x\nc,x\nd,x\n",
-    "empty-rows.csv": "text,topic\na,x\n,y\nc,x\n",
-    "duplicate-ids.csv": "id,text,topic\n1,a,x\n1,b,y\n2,c,x\n",
-    "broken.parquet": "this is no parquet",
+    "a.csv": "text,topic\na,x\nb,x\nc,x\nd,x\n",
+    "b.csv": "text,topic\na,x\n,y\nc,x\n",
+    "c.csv": "id,text,topic\n1,a,x\n1,b,y\n2,c,x\n",
+    "d.parquet": "this is no parquet",
 }
 
 
@@ -121,16 +122,16 @@ BAD_ROWS = {
         (["spec.yaml", "method.clasifier=ridge"], "did you mean 'classifier'"),
         (["spec.yaml", "regime.examples=many"], "regime.examples"),
         (["nowhere.yaml"], "no such file"),
-        (["spec.yaml", "task.path=nowhere.csv"], "nowhere.csv"),
-        (["spec.yaml", "task.path=broken.parquet"], "broken.parquet"),
+        (["spec.yaml", "task.path=nowhere.csv"], "no such file"),
+        (["spec.yaml", "task.path=d.parquet"], "cannot be read as .parquet"),
         (["spec.yaml", "task.text=txet"], "did you mean 'text'"),
-        (["spec.yaml", "task.path=empty-rows.csv"], "empty"),
-        (["spec.yaml", "task.path=one-class.csv"], "every row has the label"),
-        (["spec.yaml", "task.path=duplicate-ids.csv"], "duplicate"),
-        (["spec.yaml", "models.encoder.source=no-weights"], "weights"),
-        (["spec.yaml", "models.encoder.source=pickled"], "safetensors"),
-        (["spec.yaml", "models.encoder.source=org/absent"], "looked"),
-        (["spec.yaml", "regime.examples=1"], "labels"),
+        (["spec.yaml", "task.path=b.csv"], "1 of 3 rows have nothing in 'text', the first is row 2"),
+        (["spec.yaml", "task.path=a.csv"], "every row has the label"),
+        (["spec.yaml", "task.path=c.csv"], "id '1' is on 2 rows"),
+        (["spec.yaml", "models.encoder.source=model-a"], "no weights"),
+        (["spec.yaml", "models.encoder.source=model-b"], "safetensors"),
+        (["spec.yaml", "models.encoder.source=org/absent"], "no such model; looked in"),
+        (["spec.yaml", "regime.examples=1"], "regime.examples is 1, but there are 2 labels"),
         (["spec.yaml", "regime.examples=1000"], "40"),
         (["spec.yaml", "--storage", "s4://nowhere"], "--storage"),
         (["spec.yaml", "--store-limit", "lots"], "--store-limit"),
@@ -139,7 +140,7 @@ BAD_ROWS = {
 def test_wrong_input_is_one_line_with_the_cure_and_exit_code_2(desk: Path, words: list[str], expected: str) -> None:
     for name, text in BAD_ROWS.items():
         (desk / name).write_text(text)
-    for folder, weights in (("no-weights", None), ("pickled", "pytorch_model.bin")):
+    for folder, weights in (("model-a", None), ("model-b", "pytorch_model.bin")):
         (desk / folder).mkdir()
         (desk / folder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
         if weights:

@@ -126,12 +126,22 @@ def test_killed_between_chunks_it_goes_on_after_the_last_one(store: ColumnStore)
     assert computed == list(range(10))
 
 
-def test_a_node_that_gives_the_wrong_columns_is_told_so() -> None:
+def test_a_node_that_gives_the_wrong_columns_is_told_so(store: ColumnStore) -> None:
     class Wrong(Double):
         writes = ("tripled",)
 
-    with pytest.raises(GraftError, match=r"gave 1 rows of \['doubled'\].*must give 1 rows of \['tripled'\]"):
-        run_node(Wrong(), rows([1]), None)
+    for kept in (None, store):
+        with pytest.raises(GraftError, match=r"gave 1 rows of \['doubled'\].*must give 1 rows of \['tripled'\]"):
+            run_node(Wrong(), rows([1]), kept)
+    assert store.holdings() == [], "what is wrong is not kept"
+
+
+def test_a_raised_version_is_another_column(store: ColumnStore) -> None:
+    class Mended(Double):
+        version = 2
+
+    Mended.__qualname__ = Double.__qualname__
+    assert Mended().fingerprint() != Double().fingerprint()
 
 
 def test_saving_and_loading_needs_an_installed_class(context: Context, tmp_path: Path) -> None:
@@ -149,6 +159,11 @@ def test_a_tampered_graph_is_refused(context: Context, tmp_path: Path) -> None:
     graph.fit(dataset.train, Context(experiment, dataset.labels)).save(tmp_path)
     Graph.load(tmp_path, models.load)
     config = tmp_path / "0-classify" / "config.json"
+    whole = config.read_text()
+    config.write_text(whole[:50])
+    with pytest.raises(DataError, match="is damaged"):
+        Graph.load(tmp_path, models.load)
+    config.write_text(whole)
     config.write_text(config.read_text().replace('"class_0"', '"class_9"'))
     with pytest.raises(ModelError, match="has changed"):
         Graph.load(tmp_path, models.load)

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow import fs, parquet
 
 import graft
 from graft import models, runner
 from graft.errors import DataError, GraftError, ModelError
+from graft.prediction import predict_file
 from graft.results.records import METRICS
 from graft.spec import Experiment
 from graft.storage import open_storage
@@ -210,6 +212,71 @@ def test_free_text_targets_are_generated_and_scored_as_text(tiny_llama: Path, tm
     }
     result = Experiment.from_mapping(values).run(tmp_path)
     assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed"}
+
+
+def test_equal_questions_get_equal_answers_whatever_their_place(
+    csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    result = experiment(csv, METHODS["icl-similar"], tiny_bert, tiny_llama).run(tmp_path)
+    (tmp_path / "asked.csv").write_text("text\n" + "rain number 3 of 7\n" * 60)
+    assert predict_file(result.run_id, tmp_path / "asked.csv", tmp_path / "out.parquet", str(tmp_path)) == 60
+    answers = parquet.read_table(tmp_path / "out.parquet")
+    assert len({tuple(shown) for shown in answers["demonstrations"].to_pylist()}) == 1
+    assert len(set(answers["prediction"].to_pylist())) == 1
+
+
+def test_a_run_that_lost_its_predictions_is_run_again(logistic: Experiment, tmp_path: Path) -> None:
+    first = logistic.run(tmp_path)
+    (tmp_path / "runs" / first.run_id / "predictions.parquet").unlink()
+    assert logistic.run(tmp_path).predictions.equals(first.predictions)
+
+
+def test_a_sweep_is_not_run_as_a_single_experiment(logistic: Experiment, tmp_path: Path) -> None:
+    sweep = Experiment.from_mapping({**logistic.to_mapping(), "sweep": {"axes": {"regime.examples": [12, 24]}}})
+    with pytest.raises(GraftError, match="graft run"):
+        sweep.run(tmp_path)
+
+
+def test_a_probe_refuses_free_text_targets(csv: Path, tiny_bert: Path, tiny_llama: Path) -> None:
+    task = {"name": "file", "path": str(csv), "text": "text", "target": "topic"}
+    with pytest.raises(GraftError, match="free text"):
+        runner.plan(experiment(csv, METHODS["ridge"], tiny_bert, tiny_llama, task=task))
+
+
+def test_more_shots_than_examples_are_refused(csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    spec = experiment(csv, {"name": "icl", "num_shots": 9}, tiny_bert, tiny_llama, regime={"examples": 4})
+    with pytest.raises(GraftError, match=r"num_shots: got 9; .* which is 4"):
+        spec.run(tmp_path)
+
+
+def test_any_file_system_holds_runs_and_columns(logistic: Experiment) -> None:
+    memory = fs.SubTreeFileSystem("/desk", fs.PyFileSystem(fs.FSSpecHandler(MemoryFileSystem())))
+    planned = runner.plan(logistic)
+    first = runner.carry_out(planned, memory, runner.open_store(memory))
+    shown = runner.read_result(memory, f"runs/{planned.run_id}")
+    assert shown.metrics.equals(first.metrics)
+    assert shown.graph.run(first.predictions.select(["id", "text"]))["prediction"].equals(
+        first.predictions["prediction"]
+    )
+    memory.delete_dir(f"runs/{planned.run_id}")
+    again = runner.carry_out(planned, memory, runner.open_store(memory))
+    assert again.metrics["forward_passes"][0].as_py() == 0
+
+
+def test_gold_columns_of_test_rows_go_nowhere(tiny_llama: Path, tmp_path: Path) -> None:
+    lines = [f"what is {i},it is {i},because {i},g{i % 2}" for i in range(60)]
+    (tmp_path / "qa.csv").write_text("question,answer,why,part\n" + "\n".join(lines) + "\n")
+    task = {"name": "file", "path": str(tmp_path / "qa.csv"), "text": "question", "target": "answer"}
+    values = {
+        "name": "qa",
+        "models": {"base": {"source": str(tiny_llama)}},
+        "task": {**task, "rationale": "why", "group": "part"},
+        "regime": {"examples": 4},
+        "method": {"name": "icl", "num_shots": 1, "max_new_tokens": 2},
+    }
+    predictions = Experiment.from_mapping(values).run(tmp_path).predictions
+    assert "rationale" not in predictions.column_names
+    assert set(predictions["group"].to_pylist()) == {"g0", "g1"}
 
 
 def test_wrong_input_leaves_nothing_half_written(csv: Path, tiny_llama: Path, tiny_bert: Path, tmp_path: Path) -> None:

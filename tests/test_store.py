@@ -170,7 +170,7 @@ def test_over_its_limit_it_evicts_the_least_recently_used(tmp_path: Path) -> Non
     reader = store_at(tmp_path)
     reader.lookup("a" * 32, keys_of([1]))
     reader.flush()
-    writer = store_at(tmp_path, limit_bytes=250_000)
+    writer = store_at(tmp_path, limit_bytes=270_000)
     writer.append("c" * 32, keys_of([1]), payload, seconds=1.0)
     kept = {path.parent.name[0] for path in shards(tmp_path)}
     assert kept == {"a", "c"}, "b was used least recently"
@@ -189,6 +189,27 @@ def test_holdings_count_what_all_processes_read(tmp_path: Path) -> None:
     assert holding.reads == 8
     assert holding.seconds_saved == pytest.approx(4.0)
     assert holding.bytes == sum(path.stat().st_size for path in shards(tmp_path))
+
+
+def test_a_shard_that_is_appended_twice_counts_once(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    for numbers in ([1, 2], [1, 2], [3, 4]):
+        store.append(COLUMN, keys_of(numbers), squares(numbers), seconds=1.0)
+    _, found = store.lookup(COLUMN, keys_of([1, 2, 3, 4]))
+    assert found is not None
+    assert found["square"].to_pylist() == [1, 4, 9, 16]
+
+
+def test_many_accounts_are_folded_into_one_and_nothing_is_counted_twice(tmp_path: Path) -> None:
+    store_at(tmp_path).append(COLUMN, keys_of(range(4)), squares(range(4)), seconds=2.0)
+    for _ in range(70):
+        reader = store_at(tmp_path)
+        reader.lookup(COLUMN, keys_of([0]))
+        reader.flush()
+    store_at(tmp_path).append("e" * 32, keys_of([1]), squares([1]), seconds=1.0)
+    assert len(list((tmp_path / "usage").iterdir())) == 1
+    holdings = {holding.fingerprint: holding for holding in store_at(tmp_path).holdings()}
+    assert holdings[COLUMN].reads == 70
 
 
 class FullDisk(fs.FileSystemHandler):
@@ -221,3 +242,19 @@ def test_a_full_disk_costs_no_result_and_is_reported_once(tmp_path: Path, caplog
     assert caplog.text.count("keeps nothing more") == 1
     assert children(open_storage(tmp_path), f"columns/{COLUMN}") == []
     assert len(store.lookup(COLUMN, keys_of([1]))[0]) == 0
+
+
+class Unreadable(FullDisk):
+    """A file system that cannot be listed."""
+
+    def _list(self, *_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    get_file_info = get_file_info_selector = _list
+
+
+def test_a_store_that_cannot_be_read_is_a_store_without_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = ColumnStore(fs.PyFileSystem(Unreadable(open_storage(tmp_path))))
+    store.append(COLUMN, keys_of([1]), squares([1]), seconds=1.0)
+    assert len(store.lookup(COLUMN, keys_of([1]))[0]) == 0
+    assert "computed again" in caplog.text

@@ -16,6 +16,10 @@ _NAMES = {
 __all__ = [*_NAMES]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module 'graft' has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """The command line: `graft COMMAND`. Exit codes: 0 done, 1 a run failed, 2 the input is wrong."""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,16 +40,9 @@ StoreLimit = Annotated[str, typer.Option(help="Size above which the column store
 
 
 @app.command()
-def validate(spec: Spec, overrides: Words = None) -> None:
+def validate(spec: Spec, overrides: Words = None, storage: Storage = ".", dry_run: DryRun = False) -> None:
     """Check a spec, its data and its models, and say what it will ask for. No model runs."""
-    from graft import runner
-    from graft.sweeps.axes import expand
-
-    experiment = _read(spec, overrides)
-    planned = runner.plans(expand(experiment))
-    typer.echo(planned[0].describe())
-    if len(planned) > 1:
-        typer.echo(f"sweep      {len(planned)} runs; the first is shown")
+    _show_plan(_read(spec, overrides), with_spec=dry_run)
     typer.echo(f"{spec} is valid")
 
 
@@ -62,15 +56,11 @@ def run(
 ) -> None:
     """Carry out a spec: one run, or every run of its sweep with a report. The same command resumes what was killed."""
     from graft import runner
-    from graft.sweeps.axes import expand
 
     experiment = _read(spec, overrides)
     limit = _bytes(store_limit)
     if dry_run:
-        planned = runner.plans(expand(experiment))
-        typer.echo(planned[0].experiment.to_yaml() if experiment.sweep is None else experiment.to_yaml())
-        typer.echo("\n\n".join(plan.describe() for plan in planned[:1]))
-        typer.echo(f"runs       {len(planned)}")
+        _show_plan(experiment, with_spec=True)
     elif experiment.sweep is not None:
         _run_sweep(experiment, storage, limit)
     else:
@@ -117,7 +107,10 @@ def list_runs(
     """List runs and sweeps, or with --store what the column store keeps and has saved."""
     from graft.results import listing
 
-    _console().print(listing.store_table(storage) if store else listing.run_table(storage))
+    # Names are copied from here into other commands: a pipe has no width to cut them to.
+    _console(width=None if sys.stdout.isatty() else 200).print(
+        listing.store_table(storage) if store else listing.run_table(storage)
+    )
 
 
 @app.command()
@@ -147,6 +140,19 @@ def _read(spec: Path, overrides: list[str] | None) -> "Experiment":
     from graft.spec import Experiment
 
     return Experiment.from_yaml(spec, *(overrides or ()))
+
+
+def _show_plan(experiment: "Experiment", with_spec: bool) -> None:
+    from graft import runner
+    from graft.sweeps.axes import expand
+    from graft.sweeps.sequential import identify
+
+    planned = runner.plans(expand(experiment))
+    if with_spec:
+        typer.echo(experiment.to_yaml() if experiment.sweep else planned[0].experiment.to_yaml())
+    if experiment.sweep:
+        typer.echo(f"sweep      {identify(experiment, planned)}: {len(planned)} runs; the first of them:")
+    typer.echo(planned[0].describe())
 
 
 def _run_sweep(experiment: "Experiment", storage: str, limit: int) -> None:
@@ -211,22 +217,23 @@ def _progress() -> Iterator[Callable[..., "Watch"]]:
             raise typer.Exit(130) from None
 
 
-def _console(stderr: bool = False) -> "Console":
+def _console(stderr: bool = False, width: int | None = None) -> "Console":
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    return Console(stderr=stderr, width=width)
 
 
 def _bytes(text: str) -> int:
     units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-    number, unit = text[:-3], text[-3:]
-    if unit not in units or not number.replace(".", "", 1).isdigit():
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]+)?)([KMGT]iB)", text)
+    if not found:
         raise SpecError(f"--store-limit: got {text!r}; give a number and a unit, for example 500MiB or 20GiB")
-    return int(float(number) * units[unit])
+    return int(float(found[1]) * units[found[2]])
 
 
 def main() -> None:
     """Run the command line; errors that graft raises on purpose are lines, not tracebacks."""
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is not worth a traceback
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     logging.basicConfig(handlers=[handler], format="%(levelname)s: %(message)s")

@@ -11,8 +11,9 @@ import importlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,6 +63,8 @@ class Node(ABC):
     writes: tuple[str, ...]
     storable = False
     """True: `run` depends on `fingerprint()` and the row alone, and costs more than reading it back."""
+    version = 1
+    """Raise it when `run` changes what it gives: part of the fingerprint, so that nothing stale is read."""
     chunk_rows = 512
     """Rows computed between two writes to the store: what a kill can lose."""
 
@@ -87,11 +90,12 @@ class Node(ABC):
     def fingerprint(self) -> str:
         """Identity by content: class, settings, model weights and fitted arrays."""
         sources = {name: handle.fingerprint for name, handle in self.handles().items()}
-        return hashing.digest(class_path(type(self)), self._settings(), sources, self._arrays())
+        return hashing.digest(class_path(type(self)), self.version, self._settings(), sources, self._arrays())
 
     def column(self) -> str:
-        """The store's name for this node here: in bfloat16 on a GPU it gives other numbers than in float32."""
-        return hashing.digest(self.fingerprint(), [getattr(handle, "dtype", "") for handle in self.handles().values()])
+        """The store's name for this node here: another floating-point type or transformers release, other numbers."""
+        here = [getattr(handle, "dtype", "") for handle in self.handles().values()]
+        return hashing.digest(self.fingerprint(), here, version("transformers").split(".")[:2])
 
     def handles(self) -> dict[str, Any]:
         """Handles of the frozen models that this node runs, by field."""
@@ -130,11 +134,20 @@ class Node(ABC):
         }
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in self._fields().items()
-            if not isinstance(value, np.ndarray) and not _is_handle(value)
-        }
+        settings = {}
+        for name, value in self._fields().items():
+            if isinstance(value, np.ndarray) or _is_handle(value):
+                continue
+            settings[name] = value.item() if isinstance(value, np.generic) else value
+            try:
+                json.dumps(settings[name])
+            except TypeError:
+                kind = type(value).__name__
+                cure = "use plain values (text, numbers, tuples, dicts) or a numpy array"
+                raise GraftError(
+                    f"{class_path(type(self))}.{name} is a {kind}, which cannot be saved; {cure}"
+                ) from None
+        return settings
 
 
 def _is_handle(value: Any) -> bool:
@@ -184,22 +197,35 @@ class Graph:
         fitted = []
         for position, node in enumerate(self.nodes):
             fitted.append(node.fit(rows, context))
+            if not isinstance(fitted[-1], Node):
+                raise GraftError(
+                    f"{class_path(type(node))}.fit gave {fitted[-1]!r}; it must return a node, such as self"
+                )
+            fitted[-1].fingerprint()  # what cannot be saved shows now, not after everything is computed
             if position + 1 < len(self.nodes):
                 rows = run_node(fitted[-1], rows, context.store, context.progress)
         return Graph(fitted, self.inputs)
 
     def run(self, rows: pa.Table, store: ColumnStore | None = None, progress: Progress = no_progress) -> pa.Table:
-        """The rows with every written column added.
+        """The rows with every written column added; rows without `id` are numbered.
 
         Raises:
             DataError: an input column is missing.
         """
-        for column in ("id", *self.inputs):
+        if not isinstance(rows, pa.Table):
+            raise DataError(f"rows are a {type(rows).__name__}; give a pyarrow Table, for example pa.table({{...}})")
+        for column in self.inputs:
             if column not in rows.column_names:
                 raise DataError(f"column {column!r} is missing from the rows; {suggest(column, rows.column_names)}")
+        if "id" not in rows.column_names:
+            numbers = pa.array([f"question-{place}" for place in range(rows.num_rows)])
+            rows = rows.add_column(0, "id", numbers)
         for node in self.nodes:
             rows = run_node(node, rows, store, progress)
         return rows
+
+    def __repr__(self) -> str:
+        return self.describe()
 
     def fingerprint(self) -> str:
         """Identity by content of the whole chain."""
@@ -248,16 +274,16 @@ class Graph:
             entries = [
                 (entry["class"], directory / entry["folder"], entry["fingerprint"]) for entry in content["nodes"]
             ]
-            version, inputs = content["format"], content["inputs"]
+            found, inputs = content["format"], content["inputs"]
         except FileNotFoundError:
             raise DataError(f"{directory}: no graph.json here; give a run's graph folder") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{directory}/graph.json cannot be read: {error!r}; run its spec again") from error
-        if version != FORMAT:
-            raise DataError(f"{directory}: format {version}, this graft reads {FORMAT}; run its spec again")
+        if found != FORMAT:
+            raise DataError(f"{directory}: format {found}, this graft reads {FORMAT}; run its spec again")
         nodes = []
         for path, folder, fingerprint in entries:
-            node = _node_class(path).load(folder, models)
+            node = _load_node(_node_class(path), folder, models)
             if node.fingerprint() != fingerprint:
                 raise ModelError(
                     f"{folder}: a model or a saved part has changed since this graph was fitted; run its spec again"
@@ -275,24 +301,35 @@ def run_node(node: Node, rows: pa.Table, store: ColumnStore | None, progress: Pr
         columns = _stored(node, read, store, progress)
     else:
         node.check(read)
-        columns = node.run(read)
-    if tuple(columns.column_names) != tuple(node.writes) or columns.num_rows != rows.num_rows:
-        raise GraftError(
-            f"{class_path(type(node))}.run gave {columns.num_rows} rows of {columns.column_names}; "
-            f"it must give {rows.num_rows} rows of {list(node.writes)}"
-        )
+        columns = _computed(node, read)
     for name in columns.column_names:
         rows = rows.append_column(columns.schema.field(name), columns[name])
     return rows
 
 
+def _computed(node: Node, rows: pa.Table) -> pa.Table:
+    """What a node gives for its read columns, held to what it says it writes."""
+    columns = node.run(rows)
+    if not isinstance(columns, pa.Table):
+        raise GraftError(f"{class_path(type(node))}.run gave a {type(columns).__name__}; it must give a pyarrow Table")
+    if tuple(columns.column_names) != tuple(node.writes) or columns.num_rows != rows.num_rows:
+        raise GraftError(
+            f"{class_path(type(node))}.run gave {columns.num_rows} rows of {columns.column_names}; "
+            f"it must give {rows.num_rows} rows of {list(node.writes)}"
+        )
+    return columns
+
+
 def _stored(node: Node, rows: pa.Table, store: ColumnStore, progress: Progress) -> pa.Table:
     """Read what the store has; compute the rest, each distinct row once, and append it chunk by chunk."""
-    column = node.column()
-    keys = hashing.row_keys(rows)
-    found, table = store.lookup(column, keys)
-    place = {keys[position]: order for order, position in enumerate(found)}
-    missing = [position for key, position in _first_positions(keys).items() if key not in place]
+    column, keys = node.column(), hashing.row_keys(rows)
+    first: dict[bytes, int] = {}
+    for position, key in enumerate(keys):
+        first.setdefault(key, position)
+    distinct = list(first)
+    found, table = store.lookup(column, distinct)
+    place = {distinct[position]: order for order, position in enumerate(found)}
+    missing = [position for key, position in first.items() if key not in place]
     tables = [] if table is None else [table]
     if missing:
         node.check(rows.take(missing))
@@ -300,27 +337,31 @@ def _stored(node: Node, rows: pa.Table, store: ColumnStore, progress: Progress) 
         chunk = missing[start : start + node.chunk_rows]
         progress(node.describe(), start, len(missing))
         began = time.perf_counter()
-        computed = node.run(rows.take(chunk))
+        computed = _computed(node, rows.take(chunk))
         chunk_keys = [keys[position] for position in chunk]
         store.append(column, chunk_keys, computed, time.perf_counter() - began, node.describe())
         place.update({key: len(found) + start + order for order, key in enumerate(chunk_keys)})
         tables.append(computed)
     if missing:
         progress(node.describe(), len(missing), len(missing))
-    store.flush()
     return pa.concat_tables(tables).take(np.array([place[key] for key in keys], dtype=np.int64))
-
-
-def _first_positions(keys: Iterable[bytes]) -> dict[bytes, int]:
-    first: dict[bytes, int] = {}
-    for position, key in enumerate(keys):
-        first.setdefault(key, position)
-    return first
 
 
 def class_path(cls: type) -> str:
     """`"module:Class"`."""
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _load_node(cls: type[Node], folder: Path, models: Models) -> Node:
+    from safetensors import SafetensorError
+
+    try:
+        return cls.load(folder, models)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{folder} is damaged: {type(error).__name__}: {reason}; delete the run and run its spec again"
+        ) from error
 
 
 def _node_class(path: str) -> type[Node]:

@@ -1,13 +1,15 @@
 """Answers the rows of a file with a finished run's graph."""
 
+import base64
+import json
 from pathlib import Path
 
 import pyarrow as pa
 
 from graft import runner
-from graft.errors import DataError
+from graft.errors import DataError, StoreError
 from graft.graph import Progress, no_progress
-from graft.storage import open_storage
+from graft.storage import open_storage, write_atomic
 from graft.tasks.file import question_rows
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -23,36 +25,46 @@ def predict_file(run: str, file: Path, out: Path, storage: str = ".", progress: 
     """
     if out.suffix not in FORMATS:
         raise DataError(f"-o {out}: {out.suffix or 'no suffix'} is not a format; use one of {', '.join(FORMATS)}")
+    if out.resolve() == file.resolve():
+        raise DataError(f"-o {out}: is the file that is read; give another name")
     files, folder = runner.open_run(run, storage)
     graph = runner.load_graph(files, folder)
     rows = question_rows(file, graph.inputs, runner.read_spec(files, folder).task.kind)
-    answers = runner.predictions(graph.run(rows, runner.open_store(open_storage(storage)), progress), graph.inputs)
+    store = runner.open_store(open_storage(storage))
+    answers = runner.predictions(graph.run(rows, store, progress), graph.inputs)
+    store.flush()
     _write(answers.drop_columns(["split"]), out)
     return answers.num_rows
 
 
 def _write(table: pa.Table, out: Path) -> None:
+    """The whole file or none; CSV has a column `scores.<label>` per label."""
     from pyarrow import csv, parquet
 
-    draft = out.with_name(f".{out.name}.tmp")
+    sink = pa.BufferOutputStream()
+    if out.suffix == ".parquet":
+        parquet.write_table(table, sink)
+    elif out.suffix == ".csv":
+        csv.write_csv(_flat(table), sink)
+    else:
+        lines = (json.dumps(row, ensure_ascii=False, default=_as_data) for row in table.to_pylist())
+        sink.write("".join(f"{line}\n" for line in lines).encode())
     try:
-        if out.suffix == ".parquet":
-            parquet.write_table(table, draft)
-        elif out.suffix == ".jsonl":
-            table.to_pandas().to_json(draft, orient="records", lines=True, force_ascii=False)
-        else:
-            csv.write_csv(_flat(table), draft)
-        draft.replace(out)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise DataError(f"-o {out}: cannot be written: {error}") from error
+        write_atomic(open_storage(out.parent), out.name, sink.getvalue())
+    except StoreError as error:
+        raise DataError(f"-o {error}") from error
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """Without nesting, as CSV needs it: a column `scores.<label>` per label, lists as text."""
+    """Without nesting, as CSV needs it: a column per label, lists and bytes as JSON text."""
     flat = table.flatten()
     for position, field in enumerate(flat.schema):
-        if pa.types.is_list(field.type):
-            texts = [" ".join(map(str, value or ())) for value in flat[field.name].to_pylist()]
-            flat = flat.set_column(position, field.name, pa.array(texts))
+        if pa.types.is_nested(field.type) or pa.types.is_binary(field.type):
+            values = flat[field.name].to_pylist()
+            texts = [json.dumps(value, ensure_ascii=False, default=_as_data) for value in values]
+            flat = flat.set_column(position, field.name, pa.array(texts, pa.string()))
     return flat
+
+
+def _as_data(value: bytes) -> str:
+    return base64.b64encode(value).decode()

@@ -7,13 +7,16 @@ from there.
 """
 
 import contextlib
+import functools
 import logging
+import os
 import resource
 import shutil
 import sys
 import tempfile
 import time
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +29,8 @@ from pyarrow import fs
 
 from graft import hashing, models
 from graft.arrays import score_matrix
-from graft.errors import DataError, GraftError
-from graft.graph import Context, Graph, Progress, no_progress
+from graft.errors import DataError, GraftError, StoreError
+from graft.graph import Context, Graph, Progress, class_path, no_progress
 from graft.results.records import Record, Result, environment, git_commit, metric_table, read_table, write_table
 from graft.spec import Experiment, ModelSource
 from graft.storage import exists, local_root, open_storage, read_bytes, write_atomic
@@ -59,12 +62,14 @@ class Plan:
             f"run_id     {self.run_id}",
             f"task       {self.experiment.task.name}: {data.train.num_rows} rows to draw from, "
             f"{data.test.num_rows} test rows, {answers}",
-            f"           {data.equal_inputs} rows share their input with another: kept on one side of the split",
             f"examples   {self.examples.num_rows} (seed {self.experiment.regime.seed})",
             *(f"model      {role}: {source.source} {_size(source)}" for role, source in self.experiment.models.items()),
-            f"resources  {scaling.workers} process, device {scaling.device}",
+            f"resources  1 process, device {scaling.device}",
             "graph      " + self.graph.describe().replace("\n", "\n           "),
         ]
+        if data.equal_inputs:
+            note = f"           {data.equal_inputs} rows share their input with another: kept on one side of the split"
+            lines.insert(2, note)
         return "\n".join(lines)
 
 
@@ -80,31 +85,36 @@ def plan(experiment: Experiment) -> Plan:
 def plans(experiments: Sequence[Experiment]) -> list[Plan]:
     """A plan per experiment; those that share a task read it once."""
     datasets: dict[str, Dataset] = {}
+    handles: dict[tuple[str, str], Any] = {}
     found = []
     for experiment in (experiment.resolved() for experiment in experiments):
-        key = experiment.task.model_dump_json()
-        if key not in datasets:
-            datasets[key] = experiment.task.read()
-        found.append(_plan(experiment, datasets[key]))
+        task, device = experiment.task.model_dump_json(), experiment.scaling.device
+        if task not in datasets:
+            datasets[task] = experiment.task.read()
+        for source in experiment.models.values():
+            if (source.model_dump_json(), device) not in handles:
+                handles[source.model_dump_json(), device] = models.load(source, device)
+        own = {role: handles[source.model_dump_json(), device] for role, source in experiment.models.items()}
+        found.append(_plan(experiment, datasets[task], own))
     return found
 
 
-def _plan(experiment: Experiment, dataset: Dataset) -> Plan:
+def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> Plan:
     assert experiment.method is not None  # resolved() saw to it
-    generation = dataset.labels is None
-    template_for(experiment.task.template, dataset.inputs, dataset.kind, generation)
+    template_for(experiment.task.template, dataset.inputs, dataset.kind, dataset.labels is None)
     examples = draw(dataset, experiment.regime)
-    handles = {role: models.load(source, experiment.scaling.device) for role, source in experiment.models.items()}
     graph = experiment.method.graph(experiment.task, dataset, handles)
-    return Plan(experiment, dataset, examples, handles, graph, run_id(experiment, dataset, handles))
+    return Plan(experiment, dataset, examples, handles, graph, run_id(experiment, dataset, handles, graph))
 
 
-def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any]) -> str:
+def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any], graph: Graph) -> str:
     """Slug and hash of the resolved spec, with the contents of rows and models in place of where they lie."""
     values = experiment.model_dump(mode="json", exclude={"sweep": True, "task": {"path", "train", "test"}})
     for role, handle in handles.items():
         values["models"][role]["source"] = handle.fingerprint
-    return f"{experiment.name}-{hashing.digest(values, dataset.fingerprint())[:10]}"
+    # A node whose code gives other numbers says so by its version: another answer to the same question.
+    values["nodes"] = [(class_path(type(node)), node.version) for node in graph.nodes]
+    return f"{experiment.name}-{hashing.digest(values, dataset.fingerprint)[:10]}"
 
 
 def run(
@@ -125,8 +135,13 @@ def run(
     Raises:
         GraftError: wrong input; nothing half-written is left.
     """
+    planned = plan(experiment)
     files = open_storage(storage)
-    return carry_out(plan(experiment), files, open_store(files, store_limit_bytes), progress)
+    store = open_store(files, store_limit_bytes)
+    try:
+        return carry_out(planned, files, store, progress)
+    finally:
+        store.flush()
 
 
 def open_store(files: fs.SubTreeFileSystem, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> ColumnStore:
@@ -140,17 +155,22 @@ def carry_out(
     """Fit, evaluate and write one planned experiment; a done one is only read."""
     folder = f"runs/{planned.run_id}"
     if is_done(files, folder):
-        log.info("%s is done already", planned.run_id)
-        return read_result(files, folder)
-    with _logging_to(files, folder):
+        try:
+            return read_result(files, folder)
+        except StoreError as error:
+            log.warning("%s; the run is carried out again", error)
+    with _clean_unless_kept(files, folder), _logging_to(files, folder):
         log.info("%s begins: %s", planned.run_id, planned.experiment.model_dump_json())
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
         began = time.perf_counter()
         before = _costs(planned.models, store)
         context = Context(planned.experiment, planned.dataset.labels, store, progress)
         graph = planned.graph.fit(planned.examples, context)
-        answers = graph.run(planned.dataset.test.drop_columns(["target"]), store, progress)
-        answers = answers.append_column("target", planned.dataset.test["target"])
+        test = planned.dataset.test
+        answers = graph.run(test.select(["id", *planned.dataset.inputs]), store, progress)
+        for column in ("target", "group"):
+            if column in test.column_names:
+                answers = answers.append_column(column, test[column])
         record = _record(
             planned, graph, _difference(_costs(planned.models, store), before), answers, time.perf_counter() - began
         )
@@ -167,8 +187,9 @@ def carry_out(
 
 
 def is_done(files: fs.FileSystem, folder: str) -> bool:
-    """Whether a run folder holds a finished run."""
-    return exists(files, f"{folder}/metrics.parquet")
+    """Whether a run folder holds a finished run: nothing of it was taken away since."""
+    parts = ("metrics.parquet", "predictions.parquet", "graph/graph.json")
+    return all(exists(files, f"{folder}/{part}") for part in parts)
 
 
 def read_result(files: fs.SubTreeFileSystem, folder: str) -> Result:
@@ -184,13 +205,21 @@ def read_result(files: fs.SubTreeFileSystem, folder: str) -> Result:
 
 
 def read_spec(files: fs.FileSystem, folder: str) -> Experiment:
-    """The spec of a run."""
-    values = yaml.safe_load(read_bytes(files, f"{folder}/spec.yaml"))
+    """The spec of a run.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        values = yaml.safe_load(read_bytes(files, f"{folder}/spec.yaml"))
+    except (OSError, yaml.YAMLError) as error:
+        raise DataError(f"{folder}/spec.yaml cannot be read: {error}; delete the run and run its spec again") from error
     return Experiment.from_mapping(values, origin=f"{folder}/spec.yaml")
 
 
-def load_graph(files: fs.SubTreeFileSystem, folder: str, device: str = "auto") -> Graph:
-    """The fitted graph of a finished run."""
+def load_graph(files: fs.SubTreeFileSystem, folder: str) -> Graph:
+    """The fitted graph of a finished run, its models on the device that its spec names."""
+    device = read_spec(files, folder).scaling.device
 
     def handle(source: ModelSource) -> Any:
         return models.load(source, device)
@@ -212,11 +241,13 @@ def open_run(run: str | Path, storage: str | Path = ".") -> tuple[fs.SubTreeFile
     for root, folder in ((storage, f"runs/{run}"), (run, ".")):
         if "://" not in str(root) and not (Path(root) / folder).is_dir():
             continue
-        files = open_storage(root)
+        files = open_storage(root, create=False)
         if is_done(files, folder):
             return files, folder
         if exists(files, f"{folder}/spec.yaml"):
             raise DataError(f"{run} is not done: run its spec again, it goes on from the column store")
+    if (Path(str(storage)) / "sweeps" / str(run)).is_dir():
+        raise DataError(f"{run} is a sweep; name one of its runs: `graft ls` lists them")
     raise DataError(
         f"{run}: no finished run of this name under {storage}/runs, nor a run folder; `graft ls` lists them"
     )
@@ -234,12 +265,19 @@ def evaluate(answers: pa.Table, labels: tuple[str, ...] | None) -> dict[str, flo
     targets, predicted = answers["target"].to_pylist(), answers["prediction"].to_pylist()
     if labels is None:
         return metrics.generation(targets, predicted)
-    return metrics.classification(targets, predicted, score_matrix(answers["scores"], labels), labels)
+    log_probabilities = score_matrix(answers["scores"], labels)
+    total = np.exp(np.logaddexp.reduce(log_probabilities, axis=1))
+    if not np.allclose(total, 1, atol=1e-3):
+        raise GraftError(
+            f"scores: a row's probabilities add up to {total[np.argmax(abs(total - 1))]:.3g}, not to 1; the last node "
+            "has to write the logarithm of a probability for every label"
+        )
+    return metrics.classification(targets, predicted, log_probabilities, labels)
 
 
 def predictions(answers: pa.Table, inputs: Sequence[str]) -> pa.Table:
     """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between."""
-    wanted = ["id", *inputs, "target", "prediction", "scores", "rationale", "demonstrations"]
+    wanted = ["id", *inputs, "group", "target", "prediction", "scores", "rationale", "demonstrations"]
     kept = answers.select([column for column in wanted if column in answers.column_names])
     return kept.add_column(1, "split", pa.array(["test"] * answers.num_rows))
 
@@ -259,11 +297,13 @@ def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.T
         examples=planned.examples.num_rows,
         seed=experiment.regime.seed,
         spec=experiment.to_mapping(),
+        task_sha=planned.dataset.fingerprint,
+        equal_inputs=planned.dataset.equal_inputs,
         prompt_sha=hashing.digest(template.sha, getattr(experiment.method, "instruction", None)),
         models={role: {"source": h.source.source, "fingerprint": h.fingerprint} for role, h in handles.items()},
         device=next((str(handle.device) for handle in handles.values()), "cpu"),
-        versions=environment(),
-        git_commit=git_commit(),
+        versions=_environment(),
+        git_commit=_git_commit(),
         seconds=seconds,
         texts_cut=sum(int(np.count_nonzero(answers[name])) for name in cut),
         peak_memory_bytes=_peak_memory_bytes(),
@@ -286,9 +326,14 @@ def failure(experiment: Experiment, run: str, error: BaseException) -> Record:
         seed=experiment.regime.seed,
         error=text,
         spec=experiment.to_mapping(),
-        versions=environment(),
-        git_commit=git_commit(),
+        versions=_environment(),
+        git_commit=_git_commit(),
     )
+
+
+# Neither changes while the process lives, and git is a process of its own.
+_environment = functools.cache(environment)
+_git_commit = functools.cache(git_commit)
 
 
 def _costs(handles: Mapping[str, Any], store: ColumnStore | None) -> dict[str, Any]:
@@ -319,18 +364,44 @@ def _size(source: ModelSource) -> str:
 
 
 def _save_graph(graph: Graph, files: fs.SubTreeFileSystem, folder: str) -> None:
-    with tempfile.TemporaryDirectory() as local:
-        graph.save(local)
-        fs.copy_files(local, folder, source_filesystem=fs.LocalFileSystem(), destination_filesystem=files)
+    """Write the graph; on a local disk whole or not at all, since another process may be writing the same one."""
+    draft = f"{folder}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp" if local_root(files) else folder
+    try:
+        with tempfile.TemporaryDirectory() as local:
+            graph.save(local)
+            fs.copy_files(local, draft, source_filesystem=fs.LocalFileSystem(), destination_filesystem=files)
+        if draft != folder:
+            if exists(files, folder):
+                files.delete_dir(folder)
+            files.move(draft, folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            files.delete_dir(draft)
+        raise StoreError(f"{folder}: cannot be written: {error}; free some space or give another --storage") from error
+
+
+@contextlib.contextmanager
+def _clean_unless_kept(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
+    """Wrong input that shows only now leaves no folder behind, unless it was there before."""
+    new = not exists(files, folder)
+    try:
+        yield
+    except GraftError as error:
+        if error.exit_code == 2 and new:
+            files.delete_dir(folder)
+        raise
 
 
 @contextlib.contextmanager
 def _logging_to(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
-    """Log into the run's `run.log`; wrong input takes the unfinished folder away again."""
+    """Log into the run's `run.log`; for remote storage beside it, uploaded at the end."""
     root = local_root(files)
     path = (root / folder if root else Path(tempfile.mkdtemp())) / "run.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error}; free some space or give another --storage") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("graft")
     level = logger.level
@@ -338,18 +409,16 @@ def _logging_to(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
     logger.setLevel(min(level or logging.INFO, logging.INFO))
     try:
         yield
-    except GraftError as error:
-        if error.exit_code == 2 and not is_done(files, folder):
-            files.delete_dir(folder)
+    except GraftError:
         raise
     except BaseException:
-        log.exception("the run stopped")
+        log.info("the run stopped", exc_info=True)
         raise
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
         if root is None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(StoreError):
                 write_atomic(files, f"{folder}/run.log", path.read_bytes())
             shutil.rmtree(path.parent)

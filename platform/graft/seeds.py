@@ -8,8 +8,3 @@ import numpy as np
 def generator(seed: int, stream: str) -> np.random.Generator:
     """A generator for one purpose, for example `generator(regime.seed, "examples")`."""
     return np.random.default_rng([seed, zlib.crc32(stream.encode())])
-
-
-def integer(seed: int, stream: str) -> int:
-    """A seed (31 bits) for a library that wants an integer."""
-    return int(generator(seed, stream).integers(2**31 - 1))

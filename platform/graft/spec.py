@@ -7,6 +7,7 @@ torch, transformers or ray, nor does validating a spec.
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -108,7 +109,7 @@ class Regime(Section):
 
     examples: int = Field(64, ge=1)
     """Labelled rows, validation included; smaller regimes are contained in larger ones of the same seed."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     """Draws the examples and the demonstrations."""
     validation: Literal["auto"] | float | int = "auto"
     """Rows for selection, taken inside the examples: a share below 1, a number of folds, or auto
@@ -117,7 +118,7 @@ class Regime(Section):
     @field_validator("validation")
     @classmethod
     def _a_share_or_folds(cls, value: Any) -> Any:
-        if value != "auto" and not (0 < value < 1 or (value >= 2 and value == int(value))):
+        if value != "auto" and not (0 < value < 1 or (2 <= value < 2**31 and value == int(value))):
             raise ValueError("give auto, a share between 0 and 1, or a number of folds from 2 on")
         return value
 
@@ -130,7 +131,7 @@ class Method(Section):
 
     def roles(self, task: Task) -> tuple[str, ...]:
         """The model roles that this method needs for this task."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no roles(task): return a tuple such as ('encoder',)")
 
     def optional_roles(self, task: Task) -> tuple[str, ...]:
         """The model roles that it reads where the spec gives them."""
@@ -157,7 +158,7 @@ class Training(Section):
     """Steps of linear warm-up; null is 10 % of `max_steps`."""
     tokens_per_batch: int = Field(8192, ge=1)
     """Tokens in a global batch, padding included."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     """Everything random in training: adapter initialisation, batch order, dropout."""
 
 
@@ -195,12 +196,14 @@ class Sweep(Section):
                 raise ValueError(f"{key}: give a list of values, got {values!r}")
             if key in ("regime.seed", "training.seed"):
                 raise ValueError(f"{key}: seeds are set by sweep.seeds, not by an axis")
+            if key.split(".")[0] in ("sweep", "name"):
+                raise ValueError(f"{key}: not a field of a single experiment; give models, task, regime, method, ...")
         return axes
 
 
 @functools.cache
 def catalogue(kind: Literal["task", "method"]) -> dict[str, str]:
-    """Name to `"module:Class"` of every known task or method, entry points of third parties included."""
+    """Name to `"module:Class"` of every known task or method."""
     built_in = importlib.import_module(f"graft.{kind}s")
     known: dict[str, str] = getattr(built_in, f"{kind.upper()}S")
     return known
@@ -217,13 +220,18 @@ def section_class(kind: Literal["task", "method"], name: Any) -> type[Any]:
         raise SpecError(f"unknown {kind} {name!r}; {suggest(str(name), known)}")
     module, _, attribute = known[name].partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise SpecError(f"{kind} {name!r} is registered as {known[name]}, which cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method if kind == "method" else Task)):
+        raise SpecError(f"{kind} {name!r} is registered as {known[name]}, which is no graft.spec.{kind.capitalize()}")
+    return found
 
 
 def _section(kind: Literal["task", "method"]) -> Callable[[Any], Any]:
     def validate(value: Any) -> Any:
+        if isinstance(value, str):
+            raise PydanticCustomError("no_name", "write {cure}", {"cure": f"{kind}: {{name: {value}}}"})
         if not isinstance(value, Mapping):
             return value
         if "name" not in value:
@@ -251,7 +259,7 @@ def _models(value: Any) -> Any:
 class Experiment(Section):
     """One question put to one method with one amount of data, and optionally the sweep around it."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: str
     """Slug of the run: lower-case letters, digits, dot, dash and underscore; it begins every run_id."""
     models: Annotated[dict[str, ModelSource], BeforeValidator(_models)] = Field(default_factory=dict)
     """Role to model; each method says which roles it needs."""
@@ -268,6 +276,13 @@ class Experiment(Section):
     sweep: Sweep | None = None
     """Many experiments from this one; null for a single run."""
 
+    @field_validator("name")
+    @classmethod
+    def _a_slug(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value):
+            raise ValueError("give a slug of at most 64 lower-case letters, digits, dots, dashes and underscores")
+        return value
+
     @model_validator(mode="after")
     def _method_has_its_models(self) -> Self:
         if self.method is None:
@@ -276,8 +291,9 @@ class Experiment(Section):
                     "no_method", "method is missing; {cure}", {"cure": suggest("", catalogue("method"))}
                 )
             return self
+        swept = any(key.split(".")[0] == "models" for key in self.sweep.axes) if self.sweep else False
         for role in self.method.roles(self.task):
-            if role not in self.models:
+            if role not in self.models and not swept:
                 raise PydanticCustomError(
                     "no_model",
                     "models.{role} is missing: method {method} needs it for this task; add {cure}",
@@ -315,9 +331,13 @@ class Experiment(Section):
         return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
 
     def resolved(self) -> Self:
-        """The single experiment that is carried out: no sweep, and only the models that its method reads."""
-        if self.method is None:
-            raise SpecError("method is missing: this spec is a sweep; expand it first")
+        """The single experiment that is carried out, with only the models that its method reads.
+
+        Raises:
+            SpecError: it has a sweep, so it is not a single one.
+        """
+        if self.sweep is not None or self.method is None:
+            raise SpecError("sweep: this spec stands for many experiments; carry it out with graft run SPEC")
         roles = (*self.method.roles(self.task), *self.method.optional_roles(self.task))
         models = {role: source for role, source in self.models.items() if role in roles}
         return self.model_copy(update={"models": models, "sweep": None})
@@ -339,7 +359,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise SpecError(f"{path}: cannot be read: {error}") from error
     try:
         values = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SpecError(f"{path}: a spec is a mapping of keys to values; got {type(values).__name__}")
@@ -365,8 +385,8 @@ def override(values: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
             raise SpecError(f"{word!r} is not an override; write key.path=value, for example regime.examples=128")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SpecError(f"{key}: {text!r} is not a YAML value: {' '.join(str(error).split())}") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise SpecError(f"{key}: {text[:200]!r} is not a YAML value: {' '.join(str(error).split())}") from error
         values = replaced(values, key, value)
     return dict(values)
 

@@ -11,24 +11,33 @@ from pyarrow import fs
 from graft.errors import SpecError, StoreError
 
 
-def open_storage(uri: str | Path) -> fs.SubTreeFileSystem:
-    """A file system whose root is `uri`; a local folder is made when it is missing.
+def open_storage(uri: str | Path, create: bool = True) -> fs.SubTreeFileSystem:
+    """A file system whose root is `uri`.
+
+    Args:
+        uri: a folder, or a URI that `pyarrow.fs` knows.
+        create: make the folder when it is missing; reading asks for one that is there.
 
     Raises:
-        SpecError: the URI is not one that `pyarrow.fs` can open.
-        StoreError: the folder cannot be made.
+        SpecError: it cannot be opened or made, or is not there.
     """
     try:
         if "://" in str(uri):
             base, root = fs.FileSystem.from_uri(str(uri))
         else:
             base, root = fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, RuntimeError) as error:
         raise SpecError(f"--storage {uri}: {error}; give a folder or a URI such as s3://bucket/folder") from error
     try:
-        base.create_dir(root, recursive=True)
+        if create:
+            base.create_dir(root, recursive=True)
+        found = base.get_file_info(root).type
     except OSError as error:
-        raise StoreError(f"{uri}: the folder cannot be made: {error}") from error
+        raise SpecError(f"--storage {uri}: the folder cannot be made or read: {error}; give another") from error
+    if found != fs.FileType.Directory:
+        raise SpecError(
+            f"--storage {uri}: {'a file' if found == fs.FileType.File else 'no such folder'}; give a folder"
+        )
     return fs.SubTreeFileSystem(root, base)
 
 

@@ -2,7 +2,7 @@
 
     store/columns/<node fingerprint>/<digest of the bytes>.arrow    append-only shards: row key, written columns
     store/columns/<node fingerprint>/about.json                     which node this is, for people
-    store/usage/<process>.json                                      what one process read, and when
+    store/usage/<time>-<random>.json                                what a process read, and when
 
 Many processes on many machines write at once without a lock: a shard is written beside its place and renamed into
 it, and its name is the digest of its content, so a torn or damaged one is recognised, set aside and recomputed.
@@ -35,6 +35,8 @@ DEFAULT_LIMIT_BYTES = 20 * 2**30
 _MEMORY_BYTES = 2 * 2**30
 _MEASURE_SECONDS = 30.0
 _STALE_SECONDS = 3600.0
+_USAGE_FILES = 64
+_EVICT_TO = 0.9
 _KEY = "__key"
 
 
@@ -48,7 +50,9 @@ class Column:
     rows: int = 0
 
     def add(self, name: str, table: pa.Table) -> None:
-        """Take in a shard; a key that is already known keeps its first row."""
+        """Take in a shard; one that is known already changes nothing, a key that is known keeps its first row."""
+        if name in self.shards:
+            return
         for offset, key in enumerate(table[_KEY].to_pylist()):
             self.index.setdefault(key, self.rows + offset)
         seconds = float((table.schema.metadata or {}).get(b"seconds", b"0"))
@@ -105,7 +109,11 @@ class ColumnStore:
             (None when nothing was found).
         """
         with self._lock:
-            column = self._refresh(fingerprint)
+            try:
+                column = self._refresh(fingerprint)
+            except OSError as error:
+                log.warning("the column store cannot be read (%s); rows are computed again", error)
+                column = self._column(fingerprint)
             positions = np.array([i for i, key in enumerate(keys) if key in column.index], dtype=np.int64)
             if not len(positions):
                 return positions, None
@@ -138,20 +146,22 @@ class ColumnStore:
                 if about and not exists(self.files, f"{folder}/about.json"):
                     write_atomic(self.files, f"{folder}/about.json", json.dumps({"node": about}).encode())
                 write_atomic(self.files, f"{folder}/{name}", data)
-            except StoreError as error:
+                self._record(fingerprint, 0, 0.0)
+                self._column(fingerprint).add(name, table)
+                self._bytes += len(data)
+                self._keep_within_limit()
+            except (StoreError, OSError) as error:
                 self._refused = True
                 log.warning("the column store keeps nothing more in this process: %s", error)
-                return
-            self._record(fingerprint, 0, 0.0)
-            self._column(fingerprint).add(name, table)
-            self._bytes += len(data)
-            self._keep_within_limit()
 
     def flush(self) -> None:
-        """Write this process's account of reads, so that others see it and evict by it."""
-        if self._usage and not self._refused:
-            with self._lock, contextlib.suppress(StoreError):
-                write_atomic(self.files, f"usage/{self._process}.json", json.dumps(self._usage).encode())
+        """Write what was read since the last time, so that others see it and evict by it."""
+        if not self._usage or self._refused:
+            return
+        with self._lock, contextlib.suppress(StoreError):
+            name = f"usage/{time.time():.0f}-{uuid.uuid4().hex[:8]}.json"
+            write_atomic(self.files, name, json.dumps(self._usage).encode())
+            self._usage.clear()
 
     def holdings(self) -> list[Holding]:
         """What is kept, the most recently used first."""
@@ -161,7 +171,7 @@ class ColumnStore:
             account = usage.get(fingerprint, {})
             try:
                 node = json.loads(read_bytes(self.files, f"columns/{fingerprint}/about.json"))["node"]
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, TypeError):
                 node = "?"
             found.append(
                 Holding(
@@ -222,29 +232,50 @@ class ColumnStore:
     def _all_usage(self) -> dict[str, dict[str, float]]:
         """The accounts of all processes added up."""
         self.flush()
+        return self._summed(children(self.files, "usage"))
+
+    def _summed(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
         total: dict[str, dict[str, float]] = {}
-        for name in children(self.files, "usage"):
+        for name in names:
             try:
-                accounts = json.loads(read_bytes(self.files, f"usage/{name}"))
-            except (OSError, ValueError):
-                continue
-            for fingerprint, account in accounts.items():
-                mine = total.setdefault(fingerprint, {"reads": 0, "seconds_saved": 0.0, "last_used": 0.0})
-                mine["reads"] += account["reads"]
-                mine["seconds_saved"] += account["seconds_saved"]
-                mine["last_used"] = max(mine["last_used"], account["last_used"])
+                for fingerprint, account in json.loads(read_bytes(self.files, f"usage/{name}")).items():
+                    mine = total.setdefault(fingerprint, {"reads": 0, "seconds_saved": 0.0, "last_used": 0.0})
+                    mine["reads"] += account["reads"]
+                    mine["seconds_saved"] += account["seconds_saved"]
+                    mine["last_used"] = max(mine["last_used"], account["last_used"])
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # an account that cannot be read costs a statistic, nothing more
         return total
 
+    def _fold_usage(self) -> None:
+        """Many small accounts into one. A renamed one is ours alone, so that none is counted twice."""
+        names = children(self.files, "usage")
+        if len(names) < _USAGE_FILES:
+            return
+        mine = []
+        for name in names:
+            claimed = f".{name}.{self._process}.tmp"
+            with contextlib.suppress(OSError):
+                self.files.move(f"usage/{name}", f"usage/{claimed}")
+                mine.append(claimed)
+        total = json.dumps(self._summed(mine)).encode()
+        write_atomic(self.files, f"usage/{time.time():.0f}-{uuid.uuid4().hex[:8]}.json", total)
+        for name in mine:
+            with contextlib.suppress(OSError):
+                self.files.delete_file(f"usage/{name}")
+
     def _shards_on_disk(self) -> dict[str, list[fs.FileInfo]]:
-        """Every shard by fingerprint; drafts that a killed process left are removed once they are old."""
-        infos = self.files.get_file_info(fs.FileSelector("columns", recursive=True, allow_not_found=True))
+        """Every shard by fingerprint; drafts of killed processes and damaged shards are removed once they are old."""
         shards: dict[str, list[fs.FileInfo]] = {}
-        for info in infos:
-            if info.base_name.endswith(".arrow"):
-                shards.setdefault(info.path.split("/")[-2], []).append(info)
-            elif info.base_name.endswith(".tmp") and time.time() - _modified(info) > _STALE_SECONDS:
-                with contextlib.suppress(OSError):
-                    self.files.delete_file(info.path)
+        for folder in ("columns", "usage"):
+            for info in self.files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True)):
+                if info.type != fs.FileType.File:
+                    continue
+                if info.base_name.endswith(".arrow"):
+                    shards.setdefault(info.path.split("/")[-2], []).append(info)
+                elif info.base_name.endswith((".tmp", ".corrupt")) and time.time() - _modified(info) > _STALE_SECONDS:
+                    with contextlib.suppress(OSError):
+                        self.files.delete_file(info.path)
         return shards
 
     def _keep_within_limit(self) -> None:
@@ -253,6 +284,7 @@ class ColumnStore:
         if self._bytes <= self.limit_bytes and now - self._measured_at < _MEASURE_SECONDS:
             return
         self._measured_at = now
+        self._fold_usage()
         shards = self._shards_on_disk()
         self._bytes = sum(info.size for infos in shards.values() for info in infos)
         if self._bytes <= self.limit_bytes:
@@ -264,9 +296,10 @@ class ColumnStore:
             for info in infos
         )
         for _, _, path, size in by_age:
-            if self._bytes <= self.limit_bytes:
+            # Below the limit by a margin, so that not every append has to measure and evict.
+            if self._bytes <= _EVICT_TO * self.limit_bytes:
                 break
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError):
                 self.files.delete_file(path)
             self._bytes -= size
             log.info("store: evicted %s (%d bytes), the least recently used", path, size)

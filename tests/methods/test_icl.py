@@ -138,7 +138,7 @@ def test_a_prompt_that_does_not_fit_names_the_largest_number_of_shots(tiny_llama
     words = max(n for n in range(150) if count([prompt_of("ice " * n, [0])])[0] < 220)
     long = rows(["ice " * words], "b")
     with pytest.raises(
-        ModelError, match=r"num_shots: a prompt with 4 demonstrations needs \d+ tokens.*holds 256"
+        ModelError, match=r"num_shots: a prompt with 4 demonstrations and its answer is \d+ tokens too long.*holds 256"
     ) as caught:
         graph.run(long)
     cure = str(caught.value).rpartition("; ")[2]

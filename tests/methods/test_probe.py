@@ -90,7 +90,9 @@ def test_predictions_equal_scikit_learns(classes: int, standardise: bool) -> Non
         "centroid": NearestCentroid(),
         "lda": LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=Pooled(scaled, targets)),
         "ridge": RidgeClassifierCV(alphas=RIDGE_ALPHAS),
-        "knn": KNeighborsClassifier(5, metric="cosine"),
+        "knn": KNeighborsClassifier(
+            fitted("knn", 80, classes, standardise)[0].neighbours, metric="cosine", weights="distance"
+        ),
     }
     for classifier, reference in references.items():
         node, _, _ = fitted(classifier, 80, classes, standardise)

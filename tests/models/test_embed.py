@@ -150,6 +150,44 @@ def test_too_long_text_names_its_tokens_the_limit_and_the_cure(tiny_bert: Path) 
     assert model.tokens_over(["cat", long], None).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(("name", "context"), [("tiny_roberta", 63), ("tiny_mpnet", 62)])
+def test_positions_that_begin_after_the_padding_row(request: pytest.FixtureRequest, name: str, context: int) -> None:
+    folder = request.getfixturevalue(name)
+    model = graft.models.load(str(folder))
+    assert model.context_tokens == context
+    text = model.cut(["cat " * 100], context)[0]
+    assert model.count_tokens([text]) == context
+    expected = reference_states(folder, text)[-1].mean(0)
+    np.testing.assert_allclose(model.embed([text])[0], expected.numpy(), atol=1e-5)
+    with pytest.raises(ModelError, match=f"its context holds {context} "):
+        model.embed(["cat " * 100], max_tokens=context + 1)
+
+
+def test_a_stated_length_that_the_positions_lack(tiny_roberta: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_roberta, tmp_path / "stated"))
+    for stated, context in ((64, 63), (20, 20)):
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": stated}))
+        assert graft.models.load(str(folder)).context_tokens == context
+
+
+@pytest.mark.parametrize("word", ["cat ", "!? ", '" ', "naïve"])
+def test_the_cure_leaves_room_for_the_template(tiny_llama: Path, tmp_path: Path, word: str) -> None:
+    model = graft.models.load(ModelSource(source=str(tiny_llama), pooling="prompteol"))
+    with pytest.raises(ModelError, match=r"its context holds 256 .* set task\.max_tokens to \d+ or less") as caught:
+        model.embed([word * 300])
+    limit = int(str(caught.value).rpartition("max_tokens to ")[2].removesuffix(" or less"))
+    assert limit > 200
+    assert model.embed([word * 300], max_tokens=limit).shape == (1, 32)
+
+
+def test_a_template_that_fills_the_context(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "narrow"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
+    with pytest.raises(ModelError, match=r"leaves no room: set models\.ROLE\.pooling"):
+        graft.models.load(ModelSource(source=str(folder), pooling="prompteol")).embed(["cat"])
+
+
 def test_cutting_keeps_special_tokens(tiny_bert: Path) -> None:
     model = graft.models.load(str(tiny_bert))
     (cut,) = model.cut([TEXTS[2]], 8)

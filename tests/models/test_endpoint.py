@@ -117,14 +117,16 @@ def test_a_busy_server_is_asked_again(server: Server, handle: Any) -> None:
 
 def test_but_not_for_ever(server: Server, handle: Any) -> None:
     server.script = [busy() for _ in range(20)]
-    with pytest.raises(ModelError, match=r"gave up after 5 attempts \(HTTP 503 too many requests\)"):
+    with pytest.raises(ModelError, match=r"gave up after 5 attempts \(HTTP 503 too many requests\)") as caught:
         handle().generate(["Hello"])
+    assert caught.value.exit_code == 1
     assert len(server.asked) == endpoint.ATTEMPTS
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
+        ((501, {}, b"not here"), "HTTP 501 not here; see the server's log"),
         ((401, {}, b'{"error": {"message": "bad key"}}'), "HTTP 401 bad key; set OPENAI_API_KEY"),
         ((404, {}, b"nothing here"), "HTTP 404 nothing here; check the address"),
         ((400, {}, b"{}"), "HTTP 400 .*the request was refused"),
@@ -137,8 +139,10 @@ def test_but_not_for_ever(server: Server, handle: Any) -> None:
 )
 def test_other_answers_are_errors_at_once(server: Server, handle: Any, answer: Answer, message: str) -> None:
     server.script = [answer]
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as caught:
         handle().generate(["Hello"])
+    # What the user wrote is wrong, unless the server itself failed.
+    assert caught.value.exit_code == (1 if answer[0] >= 500 else 2)
     assert len(server.asked) == 1
 
 
@@ -155,10 +159,12 @@ def test_an_address_without_a_model_means_the_only_one(server: Server) -> None:
 
 
 def test_nobody_answers() -> None:
-    with pytest.raises(ModelError, match="cannot be reached"):
+    with pytest.raises(ModelError, match="cannot be reached") as caught:
         graft.models.load("endpoint:http://127.0.0.1:1/v1#writer").generate(["Hello"])
-    with pytest.raises(ModelError, match="not an address; write endpoint:https://HOST/v1#MODEL"):
+    assert caught.value.exit_code == 1
+    with pytest.raises(ModelError, match="not an address; write endpoint:https://HOST/v1#MODEL") as caught:
         graft.models.load("endpoint:file:///etc/passwd#x")
+    assert caught.value.exit_code == 2
 
 
 def test_text_in_text_out_only(handle: Any) -> None:
@@ -172,6 +178,8 @@ def test_text_in_text_out_only(handle: Any) -> None:
     for call in calls:
         with pytest.raises(ModelError, match="an endpoint model cannot"):
             call()
+    assert model.remote
+    assert model.excess(["a", "b"], max_new_tokens=10**9).tolist() == [0, 0]
     assert model.tokens_over(["a", "b"], None).tolist() == [0, 0]
     with pytest.raises(ModelError, match="text in, text out only"):
         graft.models.locate(model.source)

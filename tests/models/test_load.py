@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,8 @@ def test_kinds_and_what_a_handle_says(request: pytest.FixtureRequest, name: str,
     assert model.kind == kind
     assert model.context_tokens == {"tiny_bert": 128, "tiny_t5": None}.get(name, 256)
     assert (model.dimensions, str(model.device), model.config.model_type) == (32, "cpu", name.removeprefix("tiny_"))
-    assert model.parameters > 10_000
+    assert not model.remote
+    assert model.parameters == model.network.num_parameters() > 10_000
     assert model.fingerprint == graft.models.fingerprint(model.source)
     assert not any(weight.requires_grad for weight in model.network.parameters())
     assert not model.network.training
@@ -92,6 +95,7 @@ def test_the_encoder_of_an_encoder_decoder_alone(tiny_t5: Path, tmp_path: Path) 
 
 def test_dtype_of_the_source(tiny_bert: Path) -> None:
     model = graft.models.load(ModelSource(source=str(tiny_bert), dtype="bfloat16"))
+    assert model.dtype == "torch.bfloat16"
     assert {weight.dtype for weight in model.network.parameters()} == {torch.bfloat16}
     exact = graft.models.load(str(tiny_bert)).embed(["The cat"])
     torch.testing.assert_close(torch.from_numpy(model.embed(["The cat"])), torch.from_numpy(exact), atol=0.1, rtol=0)
@@ -132,8 +136,10 @@ def test_missing_weights_are_not_made_up(tiny_llama: Path, tmp_path: Path) -> No
     weights = load_file(folder / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"1 weights are not in .*lm_head\.weight"):
-        graft.models.load(str(folder))
+    model = graft.models.load(str(folder))
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"1 weights are not in .*lm_head\.weight"):
+            model.score(["a"], ["b"])
 
 
 def test_weights_of_another_shape(tiny_llama: Path, tmp_path: Path) -> None:
@@ -141,7 +147,78 @@ def test_weights_of_another_shape(tiny_llama: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
     with pytest.raises(ModelError, match="transformers cannot load it"):
-        graft.models.load(str(folder))
+        graft.models.load(str(folder)).embed(["a"])
+
+
+def test_what_a_handle_says_needs_no_weights(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = count_loads(monkeypatch)
+    model = graft.models.load(ModelSource(source=str(tiny_llama), layer=2, dtype="float16"))
+    assert (model.kind, model.context_tokens, model.dimensions, model.dtype) == ("causal", 256, 32, "torch.float16")
+    assert (str(model.device), model.chat, model.config.vocab_size) == ("cpu", None, len(model.tokenizer))
+    assert model.parameters > 10_000
+    assert model.count_tokens(["The cat"])[0] > 1
+    assert model.cut(["The cat sat on the mat"], 4)
+    assert (model.excess(["The cat"], candidates=[" sat"]) < 0).all()
+    assert (model.excess(["The cat"], max_new_tokens=9) < 0).all()
+    assert loaded == []
+    model.embed(["The cat"])
+    assert len(loaded) == 1
+
+
+def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Folders whose weights transformers has read since."""
+    from transformers import PreTrainedModel
+
+    loaded, load = [], PreTrainedModel.from_pretrained.__func__
+
+    def counted(cls: type, folder: Path, **options: object) -> object:
+        loaded.append(str(folder))
+        return load(cls, folder, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(counted))
+    return loaded
+
+
+def test_threads_load_the_weights_once(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = count_loads(monkeypatch)
+    model = graft.models.load(shutil.copytree(tiny_bert, tmp_path / "shared").as_posix())
+    together = threading.Barrier(4)
+
+    def embed(_index: int) -> float:
+        together.wait()
+        return float(model.embed(["The cat"])[0, 0])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(embed, range(4)))) == 1
+    assert len(loaded) == 1
+    # First used by a computation without gradients, they may still be part of one with.
+    network = model.network
+    assert not any(part.is_inference() for part in (*network.parameters(), *network.buffers()))
+
+
+def test_weights_that_change_between_load_and_first_use(tiny_bert: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "late"))
+    model = graft.models.load(str(folder))
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="has changed since this process first read it; start again"):
+        model.embed(["The cat"])
+
+
+def test_the_number_of_weights_of_a_real_and_of_a_sharded_model(minilm: str, tiny_bert: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    real = graft.models.load(minilm)
+    assert real.parameters == real.network.num_parameters()
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "sharded"))
+    (folder / "model.safetensors").unlink()
+    AutoModel.from_pretrained(tiny_bert).save_pretrained(folder, max_shard_size="40KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    whole = graft.models.load(str(tiny_bert))
+    shutil.copy(next(folder.glob("*.safetensors")), folder / "consolidated.safetensors")
+    assert graft.models.load(str(folder)).parameters == whole.parameters
 
 
 def test_an_architecture_nobody_knows(tiny_llama: Path, tmp_path: Path) -> None:

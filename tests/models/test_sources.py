@@ -265,6 +265,25 @@ def test_damaged_weights(copied: Path) -> None:
             locate(str(copied))
 
 
+def test_an_adapter_in_the_folder(copied: Path) -> None:
+    (copied / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 8}))
+    with pytest.raises(
+        ModelError, match=r"holds an adapter \(adapter_config\.json\); merge it first .*merge_and_unload"
+    ):
+        locate(str(copied))
+
+
+def test_the_fingerprint_is_of_the_index_and_of_every_chat_template(copied: Path) -> None:
+    marks = [mark(copied)]
+    (copied / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    marks.append(mark(copied))
+    (copied / "additional_chat_templates").mkdir()
+    for text in ("one", "two"):
+        (copied / "additional_chat_templates" / "tool_use.jinja").write_text(text)
+        marks.append(mark(copied))
+    assert len(set(marks)) == 4
+
+
 def test_a_missing_shard(copied: Path) -> None:
     shards = {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}
     (copied / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))

@@ -19,6 +19,7 @@ def made_up_record(
     examples: int = 8,
     seed: int = 0,
     encoder: str | None = "org/encoder",
+    fingerprint: str = "0123456789abcdef",
     run_id: str | None = None,
     **fields: Any,
 ) -> Record:
@@ -42,7 +43,7 @@ def made_up_record(
             "seed": seed,
             "spec": spec,
             "versions": {"graft": "0.1.0", "torch": "2.13.0"},
-            "models": {"encoder": {"source": encoder, "fingerprint": "0123456789abcdef"}} if encoder else {},
+            "models": {"encoder": {"source": encoder, "fingerprint": fingerprint}} if encoder else {},
             "seconds": 1.5,
             "tokens": 1200,
             "store_reads": 208,

@@ -16,10 +16,10 @@ from graft.errors import DataError, StoreError
 from graft.results.records import (
     METRICS,
     Result,
+    each_run_once,
     environment,
     failure_table,
     git_commit,
-    load,
     load_metrics,
     metric_table,
     read_table,
@@ -28,24 +28,19 @@ from graft.results.records import (
 from graft.storage import open_storage
 
 SURFACE = (
-    "run_id name method task split metric value n examples seed ablation status error spec prompt_sha versions "
-    "git_commit seconds tokens forward_passes teacher_calls teacher_reads peak_memory_bytes parameters_trainable "
-    "parameters_total models device texts_cut store_reads"
+    "run_id name method task split metric value n examples seed ablation status error spec task_sha equal_inputs "
+    "prompt_sha versions git_commit seconds tokens forward_passes teacher_calls teacher_reads peak_memory_bytes "
+    "parameters_trainable parameters_total models device texts_cut store_reads"
 )
 
 
-def answers(labels=("ham", "spam"), rows=3):
-    scores = [dict.fromkeys(labels, -0.5) for _ in range(rows)]
-    return pa.table({"id": [f"r{i}" for i in range(rows)], "target": [labels[0]] * rows, "scores": scores})
+def answers(rows=3):
+    return pa.table({"id": [f"r{i}" for i in range(rows)], "scores": [{"ham": -0.5, "spam": -0.9}] * rows})
 
 
-def write_run(root: Path, record, value=0.5, labels=("ham", "spam")) -> Path:
-    files = open_storage(root)
+def write_run(root: Path, record, value=0.5) -> Path:
     folder = f"runs/{record.run_id}"
-    table = failure_table(record) if record.error else metric_table(record, {"accuracy": value}, n=3)
-    write_table(files, f"{folder}/spec.yaml", table)
-    write_table(files, f"{folder}/predictions.parquet", answers(labels))
-    write_table(files, f"{folder}/metrics.parquet", table)
+    write_table(open_storage(root), f"{folder}/metrics.parquet", metric_table(record, {"accuracy": value}, n=3))
     return root / folder
 
 
@@ -107,7 +102,9 @@ def test_a_damaged_table_is_an_error_with_its_cure(tmp_path) -> None:
         damaged = bytearray(whole)
         damaged[place] ^= 0x10
         (tmp_path / "m.parquet").write_bytes(damaged)
-        with pytest.raises(StoreError, match=r"m\.parquet: damaged: .*delete it and give the same command again"):
+        with pytest.raises(
+            StoreError, match=r"m\.parquet: damaged: .*delete its folder and give the same command again"
+        ):
             read_table(files, "m.parquet")
 
 
@@ -198,17 +195,13 @@ def test_runs_sweeps_and_roots_load_alike(tmp_path, record) -> None:
     files = open_storage(tmp_path)
     joined = pa.concat_tables(read_table(files, f"runs/{item.run_id}/metrics.parquet") for item in records)
     write_table(files, "sweeps/s/metrics.parquet", joined)
-    owned = [answers().add_column(0, "run_id", pa.array([item.run_id] * 3)) for item in records]
-    write_table(files, "sweeps/s/predictions.parquet", pa.concat_tables(owned))
 
     ways = [folders, [tmp_path], [tmp_path / "sweeps" / "s"], [tmp_path, *folders, tmp_path / "sweeps" / "s"]]
     ways += [[tmp_path.as_uri()], [tmp_path / "runs"], [tmp_path / "sweeps"]]
     for paths in ways:
-        metrics, predictions = load([str(path) for path in paths])
+        metrics = load_metrics([str(path) for path in paths])
         assert sorted(metrics["run_id"].to_pylist()) == sorted(item.run_id for item in records)
         assert sorted(metrics["value"].to_pylist()) == [0.5, 0.6, 0.7]
-        assert predictions.num_rows == 9
-        assert set(predictions["run_id"].to_pylist()) == {item.run_id for item in records}
 
 
 def test_a_run_that_is_not_done_is_skipped_and_named(tmp_path, record, caplog) -> None:
@@ -229,17 +222,26 @@ def test_a_failed_run_gives_way_to_the_same_run_done_later(tmp_path, record) -> 
     assert load_metrics([str(tmp_path / "sweeps" / "s")])["error"].to_pylist() == ["out of memory"]
 
 
-def test_predictions_of_different_tasks_keep_their_columns(tmp_path, record) -> None:
-    write_run(tmp_path, record(task="sms"), labels=("ham", "spam"))
-    write_run(tmp_path, record(task="polarity"), labels=("negative", "positive"))
-    _, predictions = load([str(tmp_path)])
-    scores = dict(zip(predictions["target"].to_pylist(), predictions["scores"].to_pylist(), strict=True))
-    assert scores["ham"] == {"ham": -0.5, "spam": -0.5, "negative": None, "positive": None}
+def test_a_run_that_a_table_holds_twice_is_taken_once(tmp_path, record) -> None:
+    done = metric_table(record(run_id="r"), {"accuracy": 0.5, "ece": 0.1}, n=3)
+    failed = failure_table(record(run_id="r", error="out of memory"))
+    assert each_run_once(pa.concat_tables([failed, done, done, failed])).equals(done)
+    assert each_run_once(pa.concat_tables([failed, failed])).equals(failed)
+    write_table(open_storage(tmp_path), "sweeps/s/metrics.parquet", pa.concat_tables([done, done]))
+    assert load_metrics([str(tmp_path / "sweeps" / "s")]).num_rows == 2
+
+
+def test_columns_that_a_run_lacks_are_null(tmp_path, record) -> None:
+    old = metric_table(record(run_id="old"), {"accuracy": 0.5}, n=3).drop_columns(["task_sha", "equal_inputs"])
+    write_table(open_storage(tmp_path), "runs/old/metrics.parquet", old)
+    metrics = load_metrics([str(tmp_path)])
+    assert metrics.schema.names == METRICS.names
+    assert metrics["task_sha"].to_pylist() == [None]
 
 
 @pytest.mark.parametrize("paths", [["nowhere"], [], ["."], ["file:///nowhere/at/all"]])
 def test_nothing_found_is_an_error_and_makes_no_folder(tmp_path, monkeypatch, paths) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError):
-        load(paths)
+        load_metrics(paths)
     assert os.listdir(tmp_path) == []

@@ -168,6 +168,32 @@ def test_costs_are_means_over_the_runs(record) -> None:
     assert "teacher_calls" not in report.cost_columns
 
 
+def test_what_is_no_cost_of_an_arm_is_not_shown_as_one(tmp_path, record) -> None:
+    for text in report_of(tmp_path / "s", metric_table(record(peak_memory_bytes=987), {"accuracy": 0.5}, n=9)):
+        costs = " ".join(text.rpartition("Costs")[2].rpartition("How to read this")[0].split())
+        assert "memory" not in text
+        assert "the first run that needs a column pays for all others, whatever their arm" in costs
+        assert "seconds, tokens and forward passes are therefore not comparable between arms" in costs
+        assert "first run of an arm" not in text
+
+
+def test_equal_inputs_are_a_fact(tmp_path, record) -> None:
+    for text in report_of(tmp_path / "s", metric_table(record(equal_inputs=12), {"accuracy": 0.5}, n=9)):
+        assert "python-docs: 12 rows share their input with another row; kept on one side of the split" in text
+    assert "equal inputs" not in gather(metric_table(record(), {"accuracy": 0.5}, n=9)).facts
+
+
+def test_runs_on_edited_rows_are_neither_averaged_nor_paired(record) -> None:
+    tables = [
+        metric_table(record(settings={"classifier": arm}, seed=seed, task_sha=sha), {"accuracy": value}, n=9)
+        for arm, sha, value in (("a", "1" * 32, 0.9), ("b", "2" * 32, 0.1))
+        for seed in range(3)
+    ]
+    sections = gather(pa.concat_tables(tables)).sections
+    assert [section.task for section in sections] == ["python-docs #111111", "python-docs #222222"]
+    assert [verdict.word for section in sections for verdict in section.verdicts] == ["alone", "alone"]
+
+
 @pytest.mark.parametrize("shape", ["one run", "one seed", "one size", "all failed", "generation", "one metric missing"])
 def test_any_shape_of_results_makes_a_report(tmp_path, record, sweep, shape) -> None:
     tables = {
@@ -206,4 +232,8 @@ def test_the_report_lies_with_the_sweep_or_at_the_root_of_the_runs(tmp_path, rec
 def test_no_runs_means_no_report(tmp_path) -> None:
     with pytest.raises(DataError, match="no run that is done"):
         write_report([str(tmp_path)])
+    with pytest.raises(DataError, match="no such folder"):
+        write_report([str(tmp_path / "sweeps" / "s")])
+    with pytest.raises(DataError, match="no such folder"):
+        write_report([f"{tmp_path.as_uri()}/s"], out=str(tmp_path / "out"))
     assert os.listdir(tmp_path) == []

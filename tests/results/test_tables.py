@@ -6,10 +6,8 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from graft.results.records import metric_table
+from graft.results.records import failure_table, metric_table
 from graft.results.tables import (
-    Arm,
-    arms,
     grids,
     main_metric,
     markdown,
@@ -25,60 +23,10 @@ def joined(*records, value=0.5) -> pa.Table:
     return pa.concat_tables([metric_table(record, {"accuracy": value}, n=200) for record in records])
 
 
-def names(*records) -> list[str]:
-    return [arm.name for arm in arms(joined(*records)).values()]
-
-
 def shown(table, width=160) -> str:
     console = Console(width=width, file=io.StringIO())
     console.print(table)
     return console.file.getvalue()
-
-
-def test_an_arm_is_named_by_what_differs(record) -> None:
-    assert names(record(), record("icl", {"num_shots": 8})) == ["probe", "icl"]
-    assert names(record(settings={"classifier": "knn"}), record()) == [
-        "probe classifier=knn",
-        "probe classifier=logistic",
-    ]
-    many = {"num_shots": 8, "selection": "similar", "calibrate": True, "order": "given"}
-    assert names(record("icl", many), record("icl", many | {"num_shots": 4, "selection": "random"})) == [
-        "icl num_shots=8 selection=similar",
-        "icl num_shots=4 selection=random",
-    ]
-
-
-def test_seeds_and_examples_make_no_arm(record) -> None:
-    runs = [record(seed=seed, examples=examples) for seed in (0, 1) for examples in (8, 64)]
-    assert set(names(*runs)) == {"probe"}
-
-
-def test_nested_settings_and_those_that_only_some_have_are_named(record) -> None:
-    lora = {"adapter": {"peft_type": "LORA", "r": 8}}
-    assert names(record("fiat", lora), record("fiat", {"adapter": "full"})) == [
-        "fiat adapter.peft_type=LORA adapter.r=8",
-        "fiat adapter=full",
-    ]
-
-
-def test_models_are_compared_across_methods(record) -> None:
-    runs = [record(encoder="org/a"), record("tart", {}, encoder="org/b"), record("icl", {}, encoder=None)]
-    assert names(*runs) == ["probe models.encoder.source=org/a", "tart models.encoder.source=org/b", "icl"]
-    assert names(record(encoder="org/a"), record("icl", {}, encoder=None)) == ["probe", "icl"]
-
-
-def test_long_values_are_cut_and_stay_apart(record) -> None:
-    text = "Say which label fits the following text best, and nothing " + "else " * 20
-    first, second = names(record(settings={"instruction": text + "a"}), record(settings={"instruction": text + "b"}))
-    assert first != second
-    assert max(len(first), len(second)) < 70
-
-
-def test_two_files_are_two_tasks(record) -> None:
-    runs = [record(task="file", run_id=name) for name in ("a", "b")]
-    for run in runs:
-        run.spec["task"]["path"] = f"{run.run_id}.csv"
-    assert set(arms(joined(*runs)).values()) == {Arm("file path=a.csv", "probe"), Arm("file path=b.csv", "probe")}
 
 
 def test_a_cell_is_the_mean_over_seeds_with_scipys_interval(sweep, accuracy) -> None:
@@ -135,6 +83,23 @@ def test_runs_that_share_a_seed_count_once(record) -> None:
     )
     (cell,) = summary(metrics, "accuracy")
     assert (cell.interval.mean, cell.interval.n, cell.runs) == (0.5, 1, 2)
+
+
+def test_a_run_that_the_table_holds_twice_counts_once(record) -> None:
+    done = metric_table(record(seed=0), {"accuracy": 0.4}, n=9)
+    failed = failure_table(record(seed=1, error="memory"))
+    (cell,) = summary(pa.concat_tables([done, failed, failed, done]), "accuracy")
+    assert (cell.runs, cell.failed) == (1, 1)
+
+
+def test_the_same_spec_on_edited_rows_is_another_task(record) -> None:
+    runs = [record(seed=seed, task_sha=sha, run_id=f"{seed}{sha}") for seed in (0, 1) for sha in ("a" * 32, "b" * 32)]
+    tables = [metric_table(run, {"accuracy": 0.9 if run.task_sha[0] == "a" else 0.1}, n=9) for run in runs]
+    cells = summary(pa.concat_tables(tables), "accuracy")
+    assert [(cell.task, cell.interval.mean, cell.runs) for cell in cells] == [
+        ("python-docs #aaaaaa", 0.9, 2),
+        ("python-docs #bbbbbb", 0.1, 2),
+    ]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "log_loss", "ece"])

@@ -30,13 +30,13 @@ BASE = Dataset(rows(0, 6), rows(6, 2), ("text",), "text", ("a", "b"))
     ],
 )
 def test_another_dataset_has_another_fingerprint(other: Dataset) -> None:
-    assert other.fingerprint() != BASE.fingerprint()
+    assert other.fingerprint != BASE.fingerprint
 
 
 def test_how_the_rows_are_stored_makes_no_difference() -> None:
     chunks = pa.concat_tables([BASE.train.slice(0, 2), BASE.train.slice(2)])
     large = chunks.set_column(1, "text", chunks["text"].cast(pa.large_string()))
-    assert replace(BASE, train=large).fingerprint() == BASE.fingerprint()
+    assert replace(BASE, train=large).fingerprint == BASE.fingerprint
 
 
 def test_vectors_are_part_of_the_fingerprint() -> None:
@@ -45,7 +45,7 @@ def test_vectors_are_part_of_the_fingerprint() -> None:
         table = pa.table({"id": ["0", "1"], "vector": vectors, "target": ["a", "b"]})
         return Dataset(table, table, ("vector",), "vector", ("a", "b"))
 
-    assert dataset(1.0).fingerprint() == dataset(1.0).fingerprint() != dataset(2.0).fingerprint()
+    assert dataset(1.0).fingerprint == dataset(1.0).fingerprint != dataset(2.0).fingerprint
 
 
 def test_a_column_that_is_not_text_says_its_kind() -> None:

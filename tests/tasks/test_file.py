@@ -146,10 +146,21 @@ def test_labels_are_text(labels: pa.Array, expected: set[str]) -> None:
     assert set(read(path="a.parquet", text="text", label="label").labels or ()) == expected
 
 
+def test_a_json_file_may_be_one_array() -> None:
+    Path("a.json").write_text(json.dumps(ROWS))
+    assert read(path="a.json", text="text", label="label").labels == ("ham", "spam")
+
+
+def test_a_semicolon_file_is_told_so() -> None:
+    Path("a.csv").write_text("text;label\na;b\n")
+    with pytest.raises(DataError, match="columns are separated by ';'"):
+        read(path="a.csv", text="text", label="label")
+
+
 def test_text_in_a_csv_is_not_respelled() -> None:
     rows = [{"text": f"00{i}", "label": "xy"[i % 2]} for i in range(9)]
     assert rows_of(read(path=write("a.csv", rows), text="text", label="label"))[7]["text"] == "007"
-    assert question_rows("a.csv", ["text"], "text").to_pylist()[7] == {"id": "7", "text": "007"}
+    assert question_rows("a.csv", ["text"], "text").to_pylist()[7] == {"id": "question-7", "text": "007"}
 
 
 def test_rows_to_answer_are_checked_like_a_tasks_own() -> None:
@@ -273,7 +284,7 @@ BAD_FILES = {
     "latin.csv": "text,label\nna\xefve,ham\n".encode("latin-1"),
     "twice.csv": b"text,text,label\na,b,ham\n",
     "torn.parquet": b"PAR1 this is not Parquet",
-    "array.json": b'[{"text": "a", "label": "b"}]',
+    "array.json": b'[{"text": "a", "label": "b"}',
     "torn.jsonl": b'{"text": "a", "label": "b"}\n{"text": \n',
     "mixed.jsonl": b'{"text": "a", "label": "b"}\n{"text": "b", "label": 3}\n',
     "latin.jsonl": '{"text": "na\xefve", "label": "b"}\n'.encode("latin-1"),
@@ -297,7 +308,7 @@ BAD_FILES = {
         ("torn.parquet", r"torn.parquet: cannot be read as .parquet: Parquet magic bytes not found"),
         (
             "array.json",
-            r"array.json: cannot be read as .json: JSON parse error: .* array.*; write one JSON object per line",
+            r"array.json: cannot be read as .json: Expecting .*; write one JSON object per line",
         ),
         ("torn.jsonl", r"torn.jsonl: cannot be read as .jsonl: JSON parse error"),
         ("mixed.jsonl", r"mixed.jsonl: .* changed from string to number in row 1"),
@@ -384,7 +395,7 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_the_file() -> None:
     first = read(path=write("a.csv", ROWS), text="text", label="label")
     second = read(path=write("b.parquet", ROWS), text="text", label="label")
     other = read(path=write("c.csv", changed(9, label="eggs")), text="text", label="label")
-    assert first.fingerprint() == second.fingerprint() != other.fingerprint()
+    assert first.fingerprint == second.fingerprint != other.fingerprint
 
 
 def shared(name: str) -> str:

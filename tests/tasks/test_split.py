@@ -36,6 +36,8 @@ def test_rows_are_dealt_out_once_and_equal_inputs_together(rows: list, count: in
     assert 1 <= test.num_rows <= min(count, len(rows) // 3)
     assert not set(train["text"].to_pylist()) & set(test["text"].to_pylist())
     assert equal == sum(n for n in Counter(whole["text"].to_pylist()).values() if n > 1)
+    if stratified:
+        assert set(train["target"].to_pylist()) == set(whole["target"].to_pylist())
 
 
 @given(ROWS)
@@ -44,6 +46,16 @@ def test_no_draw_takes_a_label_away_that_has_a_text_of_its_own(rows: list) -> No
     train, test, _ = split(whole, ("text",), 1000)
     assert set(train["target"].to_pylist()) == set(whole["target"].to_pylist())
     assert set(test["target"].to_pylist()) <= set(train["target"].to_pylist())
+
+
+def test_a_label_all_of_whose_texts_bear_a_rarer_one_too_stays_in_training() -> None:
+    # Text i is once `a` and once a label of its own, whose other text has too many rows for the test set.
+    rows = [row for i, label in enumerate("bcdef") for row in [(i, "a"), (i, label), *[(10 + i, label)] * 4]]
+    train, test, equal = split(table(rows), ("text",), 1000)
+    assert set(train["target"].to_pylist()) == set("abcdef")
+    assert Counter(test["target"].to_pylist())["a"] == 4
+    assert equal == 30
+    assert not set(train["text"].to_pylist()) & set(test["text"].to_pylist())
 
 
 def test_the_test_set_holds_each_label_in_proportion() -> None:

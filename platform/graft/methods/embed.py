@@ -45,6 +45,24 @@ class Embed(Node):
             )
         return cls(model=model, reads=dataset.inputs, kind=dataset.kind, max_tokens=task.max_tokens)
 
+    def check(self, rows: pa.Table) -> None:
+        """Every text fits the model's context, or may be cut.
+
+        Raises:
+            ModelError: one does not.
+        """
+        if self.max_tokens is not None:
+            return
+        template = self._template()
+        excess = self.model.excess([template.input(row) for row in rows.to_pylist()])
+        if (excess > 0).any():
+            limit = self.model.context_tokens
+            raise ModelError(
+                f"task.max_tokens: {(excess > 0).sum()} of {len(excess)} texts are longer than the {limit} tokens that "
+                f"{self.model.source.source} reads, the longest by {excess.max()}; set it to {limit}, and longer texts "
+                "are cut and counted"
+            )
+
     def run(self, rows: pa.Table) -> pa.Table:
         """Embeddings [N, D] of the rows' texts; the batch around a row changes rounding only."""
         template = self._template()

@@ -11,6 +11,7 @@ are nearest by cosine, the most similar last, next to the question.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -21,6 +22,7 @@ from pydantic import Field
 from graft.arrays import answer_columns, matrix
 from graft.errors import ModelError, SpecError
 from graft.graph import Context, Graph, Node
+from graft.hashing import row_keys
 from graft.methods.embed import Embed
 from graft.seeds import generator
 from graft.spec import Method, Task
@@ -75,14 +77,19 @@ class InContextLearning(Method):
                 f"models.base: {base.source.source} is an {base.kind}: it gives no label probabilities; "
                 "name a causal or encoder-decoder model"
             )
+        if dataset.kind == "messages" and task.max_tokens is not None:
+            raise SpecError("task.max_tokens: icl cuts text columns, not conversations; leave it null")
         similar = self.selection == "similar" and self.num_shots > 0
+        if similar and base.remote and "encoder" not in models:
+            raise SpecError("models.encoder is missing: selection: similar needs one where models.base is an endpoint")
         retrieve = Retrieve(dataset.inputs, self.num_shots, similar)
         complete = Complete(
             model=base,
             inputs=dataset.inputs,
             kind=dataset.kind,
             num_shots=self.num_shots,
-            template=task.template,
+            similar=similar,
+            template=template_for(task.template, dataset.inputs, dataset.kind, generation).text,
             max_tokens=task.max_tokens,
             instruction=self.instruction,
             calibrate=self.calibrate,
@@ -96,13 +103,15 @@ class InContextLearning(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Retrieve(Node):
-    """Ids of the examples that a row's prompt shows, in prompt order; never the row itself."""
+    """Ids of the examples that a row's prompt shows, in prompt order; never one with the row's own input."""
 
     inputs: tuple[str, ...]
     num_shots: int
     similar: bool
     ids: tuple[str, ...] = ()
     """Ids of all examples; for random ones in the order of the draw."""
+    keys: tuple[str, ...] = ()
+    """What each example says, as a digest of its input."""
     vectors: np.ndarray | None = None
     """[k, D] unit vectors of the examples, for similar ones."""
 
@@ -110,16 +119,27 @@ class Retrieve(Node):
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The row's id, and its embedding where similarity is asked for."""
-        return ("id", "embedding") if self.similar else ("id",)
+        """The row's input, and its embedding where similarity is asked for."""
+        return (*self.inputs, "embedding") if self.similar else self.inputs
 
     def fit(self, rows: pa.Table, context: Context) -> Self:
-        """Keep the examples' ids and vectors, or draw the order of random ones."""
-        ids = rows["id"].to_pylist()
+        """Keep the examples' ids and vectors, or draw the order of random ones.
+
+        Raises:
+            SpecError: there are fewer examples than a prompt shall show.
+        """
+        count = rows.num_rows
+        if self.num_shots > count:
+            raise SpecError(f"method.num_shots: got {self.num_shots}; give at most regime.examples, which is {count}")
+        vectors, order = None, np.arange(count)
         if self.similar:
-            return dataclasses.replace(self, ids=tuple(ids), vectors=_unit(matrix(rows["embedding"])))
-        order = generator(context.experiment.regime.seed, "demonstrations").permutation(len(ids))
-        return dataclasses.replace(self, ids=tuple(ids[i] for i in order))
+            vectors = _unit(matrix(rows["embedding"]))
+        else:
+            order = generator(context.experiment.regime.seed, "demonstrations").permutation(count)
+        ids, keys = rows["id"].to_pylist(), self._keys(rows)
+        return dataclasses.replace(
+            self, ids=tuple(ids[i] for i in order), keys=tuple(keys[i] for i in order), vectors=vectors
+        )
 
     def run(self, rows: pa.Table) -> pa.Table:
         """One list of ids per row."""
@@ -128,16 +148,18 @@ class Retrieve(Node):
             ranking = np.argsort(-_unit(matrix(rows["embedding"])) @ self.vectors.T, axis=1, kind="stable")
         else:
             ranking = np.broadcast_to(np.arange(len(self.ids)), (rows.num_rows, len(self.ids)))
-        shown = [self._shown(order, own) for order, own in zip(ranking, rows["id"].to_pylist(), strict=True)]
+        shown = [self._shown(order, own) for order, own in zip(ranking, self._keys(rows), strict=True)]
         return pa.table({"demonstrations": pa.array(shown, pa.list_(pa.string()))})
 
     def describe(self) -> str:
         """Say how many, and how they are chosen."""
         return f"retrieve({self.num_shots} {'similar' if self.similar else 'random'})"
 
+    def _keys(self, rows: pa.Table) -> list[str]:
+        return [key.hex() for key in row_keys(rows.select(self.inputs))]
+
     def _shown(self, order: np.ndarray, own: str) -> list[str]:
-        # One more than needed, in case the row itself is among them.
-        best = [self.ids[i] for i in order[: self.num_shots + 1] if self.ids[i] != own][: self.num_shots]
+        best = list(itertools.islice((self.ids[i] for i in order if self.keys[i] != own), self.num_shots))
         return best[::-1] if self.similar else best
 
 
@@ -149,7 +171,9 @@ class Complete(Node):
     inputs: tuple[str, ...]
     kind: str
     num_shots: int
+    similar: bool
     template: str
+    """Inline text: a named template is hashed by what it says."""
     max_tokens: int | None
     instruction: str | None
     calibrate: bool
@@ -160,8 +184,12 @@ class Complete(Node):
     examples: tuple[dict[str, Any], ...] = ()
     """The regime's examples: id, input columns, target; none for zero shots, so that all regimes share the answers."""
 
-    storable = True
     chunk_rows = 64
+
+    @property
+    def storable(self) -> bool:  # type: ignore[override]
+        """What a server says may change behind the same address; weights in this process do not."""
+        return not self.model.remote
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -184,33 +212,27 @@ class Complete(Node):
         Raises:
             ModelError: one does not; names the largest number of demonstrations with which it would.
         """
-        limit = self.model.context_tokens
-        if limit is None:
-            return
         template, asked, shown, prompts = self._prompts(rows)
-        answer = self.max_new_tokens
-        if not self.generation:
-            answer = int(max(self.model.count_tokens(self._candidates(template))))
-        lengths = self.model.count_tokens(prompts) + answer
-        longest = int(np.argmax(lengths))
-        if lengths[longest] <= limit:
+        excess = self._excess(template, prompts)
+        if (excess <= 0).all():
             return
-        row, demos = asked[longest], shown[longest]
-        shorter = [self._prompt(template, row, demos[len(demos) - shots :]) for shots in range(len(demos))]
-        fitting = [
-            shots for shots, prompt in enumerate(shorter) if self.model.count_tokens([prompt])[0] + answer <= limit
-        ]
-        cure = f"method.num_shots={max(fitting)} fits" if fitting else "cut the texts with task.max_tokens"
+        longest = int(np.argmax(excess))
+        fits = self._most_that_fit(template, asked, shown)
+        cure = (
+            "shorten the texts (task.max_tokens), instruction or max_new_tokens"
+            if fits is None
+            else f"method.num_shots={fits} fits"
+        )
         raise ModelError(
-            f"method.num_shots: a prompt with {len(demos)} demonstrations needs {lengths[longest]} tokens, answer "
-            f"included; the context of {self.model.source.source} holds {limit}; {cure}"
+            f"method.num_shots: a prompt with {len(shown[longest])} demonstrations and its answer is {excess[longest]} "
+            f"tokens too long; the context of {self.model.source.source} holds {self.model.context_tokens}; {cure}"
         )
 
     def run(self, rows: pa.Table) -> pa.Table:
         """Label log-probabilities, or greedy text."""
         template, _, shown, prompts = self._prompts(rows)
         if self.generation:
-            texts = self.model.generate(prompts, self.max_new_tokens, stop=() if self.model.chat else ("\n",))
+            texts = self.model.generate(prompts, self.max_new_tokens, stop=() if self._chats else ("\n",))
             answers = pa.table({"prediction": pa.array([text.strip() or None for text in texts], pa.string())})
         else:
             answers = answer_columns(self._scores(template, prompts, shown), self.labels)
@@ -222,6 +244,11 @@ class Complete(Node):
     def describe(self) -> str:
         """Name the model."""
         return f"complete({self.model.source.source})"
+
+    @property
+    def _chats(self) -> bool:
+        """Whether the answer is a turn of its own, which ends by itself, and not a line of the prompt's text."""
+        return self.model.chat is not None or (self.model.remote and self.model.source.variant == "instruct")
 
     def _prompts(self, rows: pa.Table) -> tuple[Template, list[Row], list[list[Row]], list[str]]:
         """The template, the rows cut to length, what each is shown, and the prompts."""
@@ -264,6 +291,27 @@ class Complete(Node):
 
     def _candidates(self, template: Template) -> list[str]:
         return [template.candidate(label, chat=self.model.chat is not None) for label in self.labels]
+
+    def _excess(self, template: Template, prompts: Sequence[str]) -> np.ndarray:
+        """Tokens by which each prompt with its answer is too long."""
+        if self.generation:
+            return self.model.excess(prompts, max_new_tokens=self.max_new_tokens)
+        return self.model.excess(prompts, candidates=self._candidates(template))
+
+    def _most_that_fit(self, template: Template, asked: list[Row], shown: list[list[Row]]) -> int | None:
+        """The largest number of demonstrations with which every prompt fits; None where not even none does."""
+
+        def fit(shots: int) -> bool:
+            # The nearest stand last, next to the question; of one draw the first are kept.
+            kept = [demos[len(demos) - shots :] if self.similar else demos[:shots] for demos in shown]
+            prompts = [self._prompt(template, row, demos) for row, demos in zip(asked, kept, strict=True)]
+            return bool((self._excess(template, prompts) <= 0).all())
+
+        low, high = -1, max(len(demos) for demos in shown)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fit(middle) else (low, middle)
+        return None if low < 0 else low
 
     def _cuttable(self) -> tuple[str, ...]:
         return () if self.kind == "messages" else self.inputs

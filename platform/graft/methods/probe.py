@@ -13,18 +13,22 @@ Choices, each so that the baseline is as strong as its kind allows:
   by itself, which with two rows per label was measured to fall below the majority's accuracy;
 - the scores of `ridge` (alpha by closed-form leave-one-out), `lda` and `centroid` are no calibrated probabilities: one
   temperature, chosen by cross-validated log-loss, makes them comparable without changing a prediction;
-- `knn` smooths its five votes by one uniform vote, so that no label has probability zero.
+- `knn` weighs its votes by distance, chooses their number by cross-validated log-loss, and smooths them by one uniform
+  vote, so that no label has probability zero;
+- what is selected is selected on five folds inside the examples (which are scaled before), and the classifier then
+  fitted on all of them.
 """
 
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from graft.arrays import answer_columns, matrix
+from graft.errors import DataError, SpecError
 from graft.graph import Context, Graph, Node
 from graft.methods.embed import Embed
 from graft.spec import Method, Regime, Task
@@ -37,9 +41,11 @@ Classifier = Literal["majority", "centroid", "knn", "lda", "ridge", "logistic"]
 Affine = tuple[np.ndarray, np.ndarray]
 """coef [D, C] and intercept [C], a column per label."""
 
+Value = TypeVar("Value", int, float)
+
 LOGISTIC_C = tuple(float(c) for c in np.logspace(-4, 1, 11))
 RIDGE_ALPHAS = tuple(float(a) for a in np.logspace(-1, 4, 11))
-NEIGHBOURS = 5
+NEIGHBOURS = (1, 3, 5, 9, 15)
 
 
 class Probe(Method):
@@ -47,14 +53,22 @@ class Probe(Method):
 
     name: Literal["probe"] = "probe"
     classifier: Classifier = "logistic"
-    """majority, centroid, knn (5, cosine), lda (shrunken pooled covariance), ridge, or logistic (C by log-loss)."""
+    """majority, centroid, knn (cosine), lda (shrunken pooled covariance), ridge, or logistic (C by log-loss)."""
 
     def roles(self, task: Task) -> tuple[str, ...]:
         """An encoder, unless the task's inputs are vectors already."""
         return () if task.kind == "vector" else ("encoder",)
 
     def graph(self, task: Task, dataset: "Dataset", models: Mapping[str, Any]) -> Graph:
-        """Embed and classify, or classify alone."""
+        """Embed and classify, or classify alone.
+
+        Raises:
+            SpecError: the targets are free text.
+        """
+        if dataset.labels is None:
+            raise SpecError(
+                "method probe answers with labels, the task's targets are free text; use icl, or task.label"
+            )
         if task.kind == "vector":
             return Graph([Classify(self.classifier, reads=dataset.inputs, standardise=True)], dataset.inputs)
         return Graph([Embed.of(models["encoder"], task, dataset), Classify(self.classifier)], dataset.inputs)
@@ -76,6 +90,8 @@ class Classify(Node):
     """[D, C] of the affine classifiers."""
     intercept: np.ndarray | None = None
     """[C]."""
+    neighbours: int = 0
+    """Of `knn`."""
     memory: np.ndarray | None = None
     """[k, D] of `knn`: the scaled features of the examples."""
     memory_labels: np.ndarray | None = None
@@ -87,26 +103,37 @@ class Classify(Node):
         """Scale, then fit the classifier on all rows; what is selected is selected on folds inside them."""
         features = matrix(rows[self.reads[0]]).astype(np.float64)
         targets = rows["target"].to_pylist()
-        labels = context.labels or tuple(sorted(set(targets)))
+        assert context.labels is not None  # Probe.graph saw to it
+        labels = context.labels
         centre = features.mean(axis=0)
         spread = features.std(axis=0) if self.standardise else np.full(features.shape[1], (features - centre).std())
         scale = np.where(spread > 0, spread, 1.0)
         scaled = (features - centre) / scale
         classes = np.array([labels.index(target) for target in targets])
         common = {"labels": labels, "centre": centre, "scale": scale}
+        regime = _cross_validated(context.experiment.regime)
         if self.classifier == "knn":
-            return dataclasses.replace(self, **common, memory=scaled, memory_labels=classes)
-        coef, intercept = fit_affine(self.classifier, scaled, classes, len(labels), context.experiment.regime)
+            k = _select(NEIGHBOURS, lambda k: _neighbours(k, len(labels)), scaled, classes, regime)
+            return dataclasses.replace(self, **common, neighbours=k, memory=scaled, memory_labels=classes)
+        coef, intercept = fit_affine(self.classifier, scaled, classes, len(labels), regime)
         return dataclasses.replace(self, **common, coef=coef, intercept=intercept)
 
     def run(self, rows: pa.Table) -> pa.Table:
         """Log-probabilities of every label, and the most probable one."""
-        scaled = (matrix(rows[self.reads[0]]) - self.centre) / self.scale
+        features = matrix(rows[self.reads[0]])
+        assert self.centre is not None
+        if features.shape[1] != len(self.centre):
+            raise DataError(
+                f"{self.reads[0]}: vectors of {features.shape[1]} numbers; this run reads {len(self.centre)}"
+            )
+        scaled = (features - self.centre) / self.scale
         if self.coef is None:
-            log_probabilities = self._vote(scaled)
+            assert self.memory is not None
+            assert self.memory_labels is not None
+            scores = _neighbours(self.neighbours, len(self.labels))(self.memory, self.memory_labels)(scaled)
         else:
-            log_probabilities = _log_softmax(scaled @ self.coef + self.intercept)
-        return answer_columns(log_probabilities, self.labels)
+            scores = scaled @ self.coef + self.intercept
+        return answer_columns(_log_softmax(scores), self.labels)
 
     def describe(self) -> str:
         """Name the classifier."""
@@ -116,23 +143,13 @@ class Classify(Node):
         """Coefficients and intercepts."""
         return 0 if self.coef is None or self.intercept is None else self.coef.size + self.intercept.size
 
-    def _vote(self, scaled: np.ndarray) -> np.ndarray:
-        from sklearn.neighbors import KNeighborsClassifier
-
-        assert self.memory is not None
-        neighbours = min(NEIGHBOURS, len(self.memory))
-        model = KNeighborsClassifier(neighbours, metric="cosine").fit(self.memory, self.memory_labels)
-        votes = np.zeros((len(scaled), len(self.labels)))
-        votes[:, model.classes_] = model.predict_proba(scaled) * neighbours
-        return np.log((votes + 1 / len(self.labels)) / (neighbours + 1))
-
 
 def fit_affine(
     classifier: Classifier, features: np.ndarray, classes: np.ndarray, num_labels: int, regime: Regime
 ) -> Affine:
     """Fit on [k, D] features and [k] classes; labels without an example get an intercept of -inf."""
     if classifier == "logistic":
-        c = _select(LOGISTIC_C, lambda c: _logistic(c, num_labels), features, classes, regime)
+        c = _select(LOGISTIC_C, lambda c: _affine(_logistic(c, num_labels)), features, classes, regime)
         return _logistic(c, num_labels)(features, classes)
     if classifier == "majority":
         return _majority(num_labels)(features, classes)
@@ -143,6 +160,33 @@ def fit_affine(
 
 
 Fit = Callable[[np.ndarray, np.ndarray], Affine]
+Scores = Callable[[np.ndarray], np.ndarray]
+"""Features [N, D] to scores [N, C] whose softmax are the labels' probabilities."""
+
+
+def _affine(fit: Fit) -> Callable[[np.ndarray, np.ndarray], Scores]:
+    def fitted(features: np.ndarray, classes: np.ndarray) -> Scores:
+        coef, intercept = fit(features, classes)
+        return lambda rows: rows @ coef + intercept
+
+    return fitted
+
+
+def _neighbours(k: int, num_labels: int) -> Callable[[np.ndarray, np.ndarray], Scores]:
+    def fitted(features: np.ndarray, classes: np.ndarray) -> Scores:
+        from sklearn.neighbors import KNeighborsClassifier
+
+        nearest = min(k, len(features))
+        model = KNeighborsClassifier(nearest, metric="cosine", weights="distance").fit(features, classes)
+
+        def scores(rows: np.ndarray) -> np.ndarray:
+            votes = np.zeros((len(rows), num_labels))
+            votes[:, model.classes_] = model.predict_proba(rows) * nearest
+            return np.log((votes + 1 / num_labels) / (nearest + 1))
+
+        return scores
+
+    return fitted
 
 
 def _logistic(c: float, num_labels: int) -> Fit:
@@ -221,15 +265,21 @@ def _columns(model: Any, num_labels: int) -> Affine:
     return coef, intercept
 
 
-def _held_out(fit: Fit, features: np.ndarray, classes: np.ndarray, regime: Regime) -> tuple[np.ndarray, np.ndarray]:
+def _cross_validated(regime: Regime) -> Regime:
+    """Five folds whatever the number of examples: a light classifier can afford what `auto` spares a trained one."""
+    return regime.model_copy(update={"validation": 5}) if regime.validation == "auto" else regime
+
+
+def _held_out(
+    fit: Callable[[np.ndarray, np.ndarray], Scores], features: np.ndarray, classes: np.ndarray, regime: Regime
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores [V, C] and classes [V] of validation rows; rows whose label the fold has not seen are left out."""
     scores, answers = [], []
     for train, validation in folds([str(c) for c in classes], regime):
         seen = np.isin(classes[validation], classes[train])
         if len(set(classes[train])) < 2 or not seen.any():
             continue
-        coef, intercept = fit(features[train], classes[train])
-        scores.append(features[validation[seen]] @ coef + intercept)
+        scores.append(fit(features[train], classes[train])(features[validation[seen]]))
         answers.append(classes[validation[seen]])
     if not scores:
         return np.zeros((0, 1)), np.zeros(0, dtype=int)
@@ -241,25 +291,18 @@ def _log_loss(scores: np.ndarray, classes: np.ndarray) -> float:
 
 
 def _select(
-    grid: tuple[float, ...], make: Callable[[float], Fit], features: np.ndarray, classes: np.ndarray, regime: Regime
-) -> float:
-    """The value of an ascending grid with the lowest validation log-loss; its middle where nothing can be validated.
-
-    The loss over a regulariser falls and then rises: two values in a row that are worse than the best end the search.
-    """
-    best, lowest, worse = grid[len(grid) // 2], np.inf, 0
+    grid: tuple[Value, ...],
+    make: Callable[[Value], Callable[[np.ndarray, np.ndarray], Scores]],
+    features: np.ndarray,
+    classes: np.ndarray,
+    regime: Regime,
+) -> Value:
+    """The grid's value with the lowest validation log-loss; its middle where nothing can be validated."""
+    losses = []
     for value in grid:
         scores, answers = _held_out(make(value), features, classes, regime)
-        if not len(answers):
-            return best
-        loss = _log_loss(scores, answers)
-        if loss < lowest:
-            best, lowest, worse = value, loss, 0
-        else:
-            worse += 1
-        if worse == 2:
-            break
-    return best
+        losses.append(_log_loss(scores, answers) if len(answers) else np.inf)
+    return grid[int(np.argmin(losses))] if np.isfinite(losses).any() else grid[len(grid) // 2]
 
 
 def _temperature(fit: Fit, features: np.ndarray, classes: np.ndarray, regime: Regime) -> float:
@@ -270,7 +313,7 @@ def _temperature(fit: Fit, features: np.ndarray, classes: np.ndarray, regime: Re
     """
     from scipy.optimize import minimize_scalar
 
-    scores, answers = _held_out(fit, features, classes, regime)
+    scores, answers = _held_out(_affine(fit), features, classes, regime)
     if not len(answers):
         coef, intercept = fit(features, classes)
         spread = float((features @ coef + intercept).std(axis=1).mean())

@@ -33,10 +33,17 @@ BUSY = (429, 500, 502, 503, 504)
 """Answers after which asking again may help."""
 
 
+class Unanswered(ModelError):
+    """The network or the server failed: nothing that the user wrote is wrong, and the same may work later."""
+
+    exit_code = 1
+
+
 class Endpoint(Model):
     """A handle to a model that lives elsewhere."""
 
     kind: Kind = "endpoint"
+    remote = True
 
     def __init__(self, source: ModelSource, mark: str) -> None:
         """Resolve the address; the network is asked only where the source names no model.
@@ -107,7 +114,8 @@ def _fetch(url: str, body: dict[str, Any] | None = None) -> Any:
     """The JSON that a server answers; asks again a few times while it is busy.
 
     Raises:
-        ModelError: unreachable, refused, too long, or not JSON.
+        Unanswered: unreachable, failing, or busy for too long.
+        ModelError: refused, too long, or not JSON.
     """
     for attempt in range(1, ATTEMPTS + 1):
         pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
@@ -117,17 +125,18 @@ def _fetch(url: str, body: dict[str, Any] | None = None) -> Any:
             with error:
                 reason = f"HTTP {error.code} {_said(error)}"
             if error.code not in BUSY:
-                raise ModelError(f"{url}: {reason}; {_cure(error.code)}") from error
+                kind = Unanswered if error.code >= 500 else ModelError
+                raise kind(f"{url}: {reason}; {_cure(error.code)}") from error
             pause = _asked_pause(error.headers, pause)
         except (TimeoutError, ConnectionResetError, http.client.HTTPException) as error:
             reason = f"{type(error).__name__}: {error}"
         except OSError as error:
-            raise ModelError(
+            raise Unanswered(
                 f"{url}: cannot be reached ({error}); is the server running, is the address right?"
             ) from error
         if attempt < ATTEMPTS:
             time.sleep(pause)
-    raise ModelError(f"{url}: gave up after {ATTEMPTS} attempts ({reason}); try again when the server is less busy")
+    raise Unanswered(f"{url}: gave up after {ATTEMPTS} attempts ({reason}); try again when the server is less busy")
 
 
 def _fetch_once(url: str, body: dict[str, Any] | None) -> Any:
@@ -180,6 +189,8 @@ def _cure(code: int) -> str:
         return "set OPENAI_API_KEY to a key that this server accepts"
     if code == 404:
         return "check the address and the model's name (endpoint:URL#MODEL)"
+    if code >= 500:
+        return "see the server's log"
     return "redirects are not followed: give the final address" if 300 <= code < 400 else "the request was refused"
 
 

@@ -1,6 +1,7 @@
 """A model's folder: whether it can be loaded safely, and which of its files say what the model computes."""
 
 import json
+import math
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,10 +23,12 @@ DEFINING = (
     "*.model",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/*.jinja",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "*.safetensors",
+    "*.safetensors.index.json",
 )
 """Files of a folder that decide what the model computes; everything else in it is ignored."""
 
@@ -34,9 +37,14 @@ def check(folder: Path, name: str) -> None:
     """Refuse what cannot be loaded, before torch is imported.
 
     Raises:
-        ModelError: no configuration, no weights, pickled weights only, a missing shard, or a damaged file.
+        ModelError: an adapter, no configuration, no weights, pickled weights only, a missing shard, or a damaged file.
     """
     inner = transformer_folder(folder)
+    if (inner / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{name}: {inner} holds an adapter (adapter_config.json); merge it first (peft: merge_and_unload, then "
+            "save_pretrained into a new folder), or remove the adapter to use the bare model"
+        )
     if not (inner / "config.json").is_file():
         raise ModelError(f"{name}: {inner} has no config.json; give a folder written by save_pretrained")
     read_json(inner / "config.json")
@@ -71,6 +79,25 @@ def hashes(folder: Path, code: bool = False) -> dict[str, str]:
     patterns = (*DEFINING, "*.py") if code else DEFINING
     files = {file for place in places for pattern in patterns for file in place.glob(pattern) if file.is_file()}
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
+
+
+def parameters(folder: Path) -> int:
+    """Numbers in the weights of a folder that passed `check`, from the files' headers alone."""
+    from safetensors import safe_open
+
+    inner = transformer_folder(folder)
+    # A folder may hold its weights a second time; transformers reads this one, or what the index lists.
+    single = inner / "model.safetensors"
+    index = inner / "model.safetensors.index.json"
+    shards = set(read_json(index)["weight_map"].values()) if index.is_file() else ()
+    files = [single] if single.is_file() else [inner / shard for shard in shards]
+    count = 0
+    for file in files:
+        with safe_open(file, framework="np") as tensors:
+            slices = map(tensors.get_slice, tensors.keys())
+            # Whole numbers of this width are positions that old files carry, not weights.
+            count += sum(math.prod(part.get_shape()) for part in slices if part.get_dtype() != "I64")
+    return count
 
 
 def modules(folder: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ A prompt's score needs three kinds of forward pass, each as rarely as possible:
     tail         the other tokens of each candidate, on a copy of its prompt's cache
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from graft.models import prefixes
 from graft.models.batching import LOGITS_PER_BATCH, batches, padded, token_log_probabilities
 from graft.models.local import LocalModel, accepted
 from graft.models.model import Candidates, Kind
-from graft.models.writing import make_greedy, write
+from graft.models.writing import write
 
 CACHED_TOKENS_PER_BATCH = 32768
 """Positions of a batch whose keys and values are held at once."""
@@ -36,6 +37,11 @@ class Question:
     context: list[int]
     continuations: list[list[int]]
 
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and its longest continuation."""
+        return len(self.context) + max(map(len, self.continuations), default=0)
+
 
 class CausalModel(LocalModel):
     """A decoder with a language-model head."""
@@ -44,11 +50,14 @@ class CausalModel(LocalModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        make_greedy(self.network, self.tokenizer)
-        self.shares_prefixes = prefixes.shareable(self.network, self.config)
         self.prefixes = prefixes.PrefixCaches()
         self._lead = leading_ids(self.tokenizer)
         self._vocabulary = int(self.config.get_text_config().vocab_size)
+
+    @functools.cached_property
+    def shares_prefixes(self) -> bool:
+        """Whether what prompts have in common is computed once."""
+        return prefixes.shareable(self.network, self.config)
 
     @property
     def body(self) -> Any:
@@ -60,8 +69,8 @@ class CausalModel(LocalModel):
         with self.lock, torch.inference_mode():
             options = aligned(prompts, candidates)
             questions = self._questions(prompts, options)
-            longest = [len(one.context) + max(map(len, one.continuations), default=0) for one in questions]
-            self._check_fits(longest, "prompt with its continuation", TOO_LONG)
+            needs = [one.tokens for one in questions]
+            self._check_fits(needs, "prompt with its continuation", lambda: TOO_LONG)
             scores = np.zeros((len(prompts), len(options[0]) if options else 0))
             if not scores.size:
                 return scores
@@ -77,9 +86,20 @@ class CausalModel(LocalModel):
     def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, stop: Sequence[str] = ()) -> list[str]:
         """Greedy continuations, without the prompt."""
         with self.lock, torch.inference_mode():
-            rows = [self._never_empty(self._with_lead(ids)) for ids in self._tokenize(prompts, special=False)]
-            self._check_fits([len(row) + max_new_tokens for row in rows], "prompt with max_new_tokens", TOO_LONG)
+            rows = self._rows(prompts)
+            needs = [len(row) + max_new_tokens for row in rows]
+            self._check_fits(needs, "prompt with max_new_tokens", lambda: TOO_LONG)
             return write(self, rows, max_new_tokens, stop)
+
+    def _scored_tokens(self, prompts: Sequence[str], candidates: Candidates) -> list[int]:
+        return [one.tokens for one in self._questions(prompts, aligned(prompts, candidates))]
+
+    def _written_tokens(self, prompts: Sequence[str], max_new_tokens: int) -> list[int]:
+        return [len(row) + max_new_tokens for row in self._rows(prompts)]
+
+    def _rows(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each prompt to write after."""
+        return [self._never_empty(self._with_lead(ids)) for ids in self._tokenize(prompts, special=False)]
 
     def _with_lead(self, ids: list[int]) -> list[int]:
         """What the tokenizer puts before a text, unless a rendered chat already begins with it."""
@@ -126,9 +146,9 @@ class CausalModel(LocalModel):
         cache, known = self.prefixes.nearest(tokens)
         cache = cache or _empty(self.config)
         if known < len(tokens):
-            ids = torch.tensor([tokens[known:]], device=self.device)
-            positions = torch.arange(known, len(tokens), device=self.device)[None]
-            mask = torch.ones(1, len(tokens), dtype=torch.long, device=self.device)
+            ids = torch.tensor([tokens[known:]], device=self.network.device)
+            positions = torch.arange(known, len(tokens), device=ids.device)[None]
+            mask = torch.ones(1, len(tokens), dtype=torch.long, device=ids.device)
             self._forward(self.body, ids, mask, positions, cache)
             self.usage.add(ids.numel(), 1)
             self.prefixes.keep(tokens, cache)
@@ -136,13 +156,13 @@ class CausalModel(LocalModel):
 
     def _score_batch(self, questions: list[Question], beginning: Any, start: int) -> NDArray[np.float64]:
         """Scores [B, C] of prompts whose first `start` tokens are in `beginning`."""
-        ids, own = padded([one.context[start:] for one in questions], self.device, left=True)
+        ids, own = padded([one.context[start:] for one in questions], self.network.device, left=True)
         mask_BT = torch.cat([own.new_ones(len(questions), start), own], dim=1)
         positions = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, start:]
         cache = _empty(self.config) if not start else prefixes.picked(beginning, ids.new_zeros(len(questions)))
         logits_BV = self._forward(self.network, ids, mask_BT, positions, cache, logits_to_keep=1).logits[:, -1]
         self.usage.add(int(own.sum()), len(questions))
-        first = torch.tensor([[tokens[0] for tokens in one.continuations] for one in questions], device=self.device)
+        first = torch.tensor([[tokens[0] for tokens in one.continuations] for one in questions], device=ids.device)
         scores: NDArray[np.float64] = logits_BV.float().log_softmax(-1).gather(1, first).double().cpu().numpy()
         self._add_tails(questions, mask_BT, cache, scores)
         return scores
@@ -156,9 +176,9 @@ class CausalModel(LocalModel):
         for batch in batches(lengths, CACHED_TOKENS_PER_BATCH, limit):
             chosen = [rows[index] for index in batch]
             tails = [questions[b].continuations[c] for b, c in chosen]
-            ids, own = padded([tail[:-1] for tail in tails], self.device)
-            targets, _ = padded([tail[1:] for tail in tails], self.device)
-            prompts = torch.tensor([b for b, _ in chosen], device=self.device)
+            ids, own = padded([tail[:-1] for tail in tails], self.network.device)
+            targets, _ = padded([tail[1:] for tail in tails], self.network.device)
+            prompts = torch.tensor([b for b, _ in chosen], device=self.network.device)
             mask = torch.cat([mask_BT[prompts], own], dim=1)
             positions = (mask.cumsum(1) - 1)[:, mask_BT.shape[1] :]
             logits = self._forward(self.network, ids, mask, positions, prefixes.picked(cache, prompts)).logits
@@ -175,8 +195,8 @@ class CausalModel(LocalModel):
         limit = max(1, LOGITS_PER_BATCH // (self._vocabulary * (longest + 1)))
         for batch in batches([given + len(tokens) for tokens in question.continuations], rows=limit):
             tails = [question.continuations[index] for index in batch]
-            ids, mask = padded([question.context + tail for tail in tails], self.device)
-            targets, own = padded(tails, self.device)
+            ids, mask = padded([question.context + tail for tail in tails], self.network.device)
+            targets, own = padded(tails, self.network.device)
             # The last given token predicts the first scored one; the last token predicts nothing that is asked.
             keep = accepted(self.network, use_cache=False, logits_to_keep=targets.shape[1] + 1)
             logits = self.network(input_ids=ids, attention_mask=mask, **keep).logits[:, -targets.shape[1] - 1 : -1]

@@ -1,7 +1,9 @@
 """From a folder to a frozen model in memory, with transformers."""
 
 import contextlib
+import copy
 import importlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,18 @@ from torch import nn
 from graft.errors import ModelError
 from graft.models import folders
 from graft.models.language import CausalModel
-from graft.models.local import LocalModel
+from graft.models.local import LocalModel, Weights
 from graft.models.model import Kind
 from graft.models.pooling import read_readout
 from graft.models.seq2seq import Seq2SeqModel
+from graft.models.sources import folder_fingerprint
+from graft.models.writing import make_greedy
 from graft.spec import ModelSource
 
 CLASSES: dict[Kind, type[LocalModel]] = {"encoder": LocalModel, "causal": CausalModel, "seq2seq": Seq2SeqModel}
+
+_alone = threading.Lock()
+"""Transformers changes settings of the whole process while it loads."""
 
 
 def resolve_device(device: str) -> str:
@@ -40,7 +47,7 @@ def resolve_device(device: str) -> str:
 
 
 def open_folder(source: ModelSource, folder: Path, device: str, mark: str) -> LocalModel:
-    """Load a model and freeze it.
+    """A handle whose weights are loaded at its first use.
 
     Args:
         source: how it is to be read.
@@ -49,7 +56,7 @@ def open_folder(source: ModelSource, folder: Path, device: str, mark: str) -> Lo
         mark: its fingerprint.
 
     Raises:
-        ModelError: transformers cannot load it, or weights are missing.
+        ModelError: transformers cannot read its configuration or tokenizer, or it cannot be used as asked.
     """
     inner = folders.transformer_folder(folder)
     options = {"trust_remote_code": source.trust_remote_code, "local_files_only": True}
@@ -57,10 +64,21 @@ def open_folder(source: ModelSource, folder: Path, device: str, mark: str) -> Lo
         config = transformers.AutoConfig.from_pretrained(inner, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(inner, **options)
         kind = kind_of(config)
-        network = _network(source, inner, config, kind, device, options)
-    width = int(config.get_text_config().hidden_size)
-    readout = read_readout(source, folder, width, network.device)
-    return CLASSES[kind](source, mark, network, tokenizer, readout, _context_tokens(folder, config, tokenizer))
+        context_tokens = _context_tokens(source, folder, config, tokenizer, kind)
+    readout = read_readout(source, folder, int(config.get_text_config().hidden_size))
+    dtype = source.dtype or ("float32" if device == "cpu" else "bfloat16")
+    placement = {"dtype": getattr(torch, dtype), **_placement(source, device)}
+
+    def open_network() -> nn.Module:
+        if folder_fingerprint(source, folder) != mark:
+            raise ModelError(f"{source.source}: {folder} has changed since this process first read it; start again")
+        network = _network(source, inner, config, kind, {**placement, **options})
+        if kind != "encoder":
+            make_greedy(network, tokenizer)
+        return network if "device_map" in placement else network.to(device)
+
+    weights = Weights(open_network, folders.parameters(folder), torch.device(device), f"torch.{dtype}")
+    return CLASSES[kind](source, mark, config, tokenizer, readout, context_tokens, weights)
 
 
 def kind_of(config: Any) -> Kind:
@@ -74,29 +92,23 @@ def kind_of(config: Any) -> Kind:
     return "causal" if any(name in causal or name.endswith("ForCausalLM") for name in names) else "encoder"
 
 
-def _network(
-    source: ModelSource, folder: Path, config: Any, kind: Kind, device: str, options: dict[str, Any]
-) -> nn.Module:
-    dtype = source.dtype or ("float32" if device == "cpu" else "bfloat16")
-    placement = {"device_map": source.device_map} if source.device_map else {}
-    network, info = _class(config, kind).from_pretrained(
-        folder,
-        config=config,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        output_loading_info=True,
-        **_quantized(source, device),
-        **placement,
-        **options,
-    )
+def _network(source: ModelSource, folder: Path, config: Any, kind: Kind, options: dict[str, Any]) -> nn.Module:
+    """The frozen network.
+
+    Raises:
+        ModelError: transformers cannot load it, or weights are missing.
+    """
+    with _as_model_errors(source), _quiet():
+        network, info = _class(config, kind).from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True, **options
+        )
     # A pooler that the checkpoint lacks is never read; any other missing weight would be random.
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:
         raise ModelError(
             f"{source.source}: {len(missing)} weights are not in {folder} ({missing[0]}, ...); copy it again"
         )
-    frozen = network.eval().requires_grad_(False)
-    return frozen if source.device_map or source.quantization else frozen.to(device)
+    return network.eval().requires_grad_(False)
 
 
 def _class(config: Any, kind: Kind) -> Any:
@@ -107,9 +119,10 @@ def _class(config: Any, kind: Kind) -> Any:
     return getattr(transformers, auto[kind])
 
 
-def _quantized(source: ModelSource, device: str) -> dict[str, Any]:
+def _placement(source: ModelSource, device: str) -> dict[str, Any]:
+    """Where the weights go, and in which form, as `from_pretrained` wants to be told."""
     if source.quantization is None:
-        return {}
+        return {"device_map": source.device_map} if source.device_map else {}
     where = f"models.ROLE.quantization: got {source.quantization} for {source.source}"
     if device == "cpu":
         raise ModelError(f"{where}, which needs a GPU; leave it null on a CPU")
@@ -122,15 +135,35 @@ def _quantized(source: ModelSource, device: str) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": source.device_map or {"": device}}
 
 
-def _context_tokens(folder: Path, config: Any, tokenizer: Any) -> int | None:
+def _context_tokens(source: ModelSource, folder: Path, config: Any, tokenizer: Any, kind: Kind) -> int | None:
     """What the folder says for sentences, else the smaller of what the positions and the tokenizer allow."""
+    rows = _position_rows(source, config, kind)
     settings = folders.transformer_folder(folder) / "sentence_bert_config.json"
     stated = folders.read_json(settings).get("max_seq_length") if settings.is_file() else None
-    if stated:
-        return int(stated)
-    limits = (getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
+    if not stated:
+        rows = rows or getattr(config.get_text_config(), "max_position_embeddings", None)
+    limits = (stated or tokenizer.model_max_length, rows)
     # Tokenizers write 10^30 for a limit that nobody set.
     return min((int(limit) for limit in limits if limit and 0 < limit < 10**9), default=None)
+
+
+def _position_rows(source: ModelSource, config: Any, kind: Kind) -> int | None:
+    """Tokens that a position table with a padding row has room for, as the first token comes after that row.
+
+    RoBERTa and its relatives have one, and some do not take the row from their configuration: the architecture is
+    built without weights and asked. None for other models; rotary positions have no table at all.
+    """
+    text = config.get_text_config()
+    if getattr(text, "rope_parameters", None) or not getattr(text, "max_position_embeddings", None):
+        return None
+    wanted, config = _class(config, kind), copy.deepcopy(config)
+    with torch.device("meta"):
+        if hasattr(wanted, "from_config"):
+            network = wanted.from_config(config, trust_remote_code=source.trust_remote_code)
+        else:
+            network = wanted(config)
+    tables = (part for name, part in network.named_modules() if "position" in name and isinstance(part, nn.Embedding))
+    return min((t.num_embeddings - t.padding_idx - 1 for t in tables if t.padding_idx is not None), default=None)
 
 
 @contextlib.contextmanager
@@ -148,14 +181,15 @@ def _as_model_errors(source: ModelSource) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar and no report of unused heads: what matters is checked and raised."""
+    """No progress bar and no report of unused heads: what matters is checked and raised. One thread at a time."""
     log = transformers.utils.logging
-    level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bar:
-            log.enable_progress_bar()
+    with _alone:
+        level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+        try:
+            yield
+        finally:
+            log.set_verbosity(level)
+            if bar:
+                log.enable_progress_bar()

@@ -5,7 +5,8 @@ Shapes: N texts, B of them in a batch, T tokens, D width.
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,23 @@ from torch import Tensor, nn
 
 from graft.errors import ModelError
 from graft.models.batching import batches, padded
-from graft.models.model import Kind, Model
+from graft.models.model import SCORING, WRITING, Candidates, Kind, Model
 from graft.models.pooling import Readout
 from graft.spec import ModelSource
 
 FIXED_DATE = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
 """Some chat templates print today's date; a prompt must not depend on the day."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network that is not in memory yet, and what is known of it."""
+
+    open: Callable[[], nn.Module]
+    """Loads it: a transformers model in evaluation mode without gradients."""
+    parameters: int
+    device: torch.device
+    dtype: str
 
 
 class LocalModel(Model):
@@ -32,35 +44,58 @@ class LocalModel(Model):
         self,
         source: ModelSource,
         mark: str,
-        network: nn.Module,
+        config: Any,
         tokenizer: Any,
         readout: Readout,
         context_tokens: int | None,
+        weights: Weights,
     ) -> None:
-        """Take a frozen network.
+        """Take what is known of a model without its weights.
 
         Args:
             source: where it came from and how it is read.
             mark: its fingerprint.
-            network: a transformers model in evaluation mode without gradients.
+            config: its transformers configuration.
             tokenizer: its tokenizer.
             readout: how token states become an embedding.
             context_tokens: longest input; None for no limit.
+            weights: loaded at the first use.
+
+        Raises:
+            ModelError: `source.layer` is more than the model has.
         """
         super().__init__(source, mark)
-        self.network: Any = network
+        self.config = config
         self.tokenizer = tokenizer
         self.readout = readout
-        self.config: Any = self.network.config
-        self.device: torch.device = self.network.device
-        self.dtype = str(self.network.dtype)
-        self.parameters = int(self.network.num_parameters())
+        self.device: torch.device = weights.device
+        self.dtype = weights.dtype
+        self.parameters = weights.parameters
         self.context_tokens = context_tokens
         self.dimensions = readout.width
         if tokenizer.chat_template and source.variant != "pretrained":
             self.chat = functools.partial(_render, source.source, tokenizer)
-        if source.layer is not None:
-            self._blocks(self.body)
+        self._weights = weights
+        self._network: Any = None
+        if source.layer is not None and source.layer > (depth := config.get_text_config().num_hidden_layers):
+            raise ModelError(
+                f"models.ROLE.layer: got {source.layer}; {source.source} has {depth} blocks; give 0 to {depth}"
+            )
+
+    @property
+    def network(self) -> Any:
+        """The transformers model, loaded by whoever needs it first.
+
+        Raises:
+            ModelError: transformers cannot load it, weights are missing, or the folder has changed.
+        """
+        # What is made in inference mode could never be part of a gradient.
+        with self.lock, torch.inference_mode(False):
+            if self._network is None:
+                self._network = self._weights.open()
+                # A device map may have put it elsewhere.
+                self.device = self._network.device
+            return self._network
 
     @property
     def body(self) -> Any:
@@ -103,14 +138,53 @@ class LocalModel(Model):
         """Vectors [N, D], in batches of similar length."""
         with self.lock, torch.inference_mode():
             texts = list(texts) if max_tokens is None else self.cut(texts, max_tokens)
-            rows = [self._never_empty(ids) for ids in self._tokenize([self.readout.dress(text) for text in texts])]
-            self._check_fits([len(row) for row in rows], "text", "set task.max_tokens to {limit} or less")
+            rows = self._dressed(texts)
+            lengths = [len(row) for row in rows]
+            self._check_fits(lengths, "text", lambda: self._shorter_texts(texts, lengths))
             vectors = np.empty((len(rows), self.dimensions), np.float32)
-            for batch in batches([len(row) for row in rows]):
-                ids, mask = padded([rows[index] for index in batch], self.device)
+            for batch in batches(lengths):
+                ids, mask = padded([rows[index] for index in batch], self.network.device)
                 vectors[batch] = self.readout(self._states(ids, mask), mask).cpu().numpy()
                 self.usage.add(int(mask.sum()), len(batch))
             return vectors
+
+    def _dressed(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text as it is embedded."""
+        return [self._never_empty(ids) for ids in self._tokenize([self.readout.dress(text) for text in texts])]
+
+    def _shorter_texts(self, texts: Sequence[str], lengths: Sequence[int]) -> str:
+        """The cure for texts that do not fit: what the readout puts around a text needs room too."""
+        around = sum(map(len, self._tokenize(self.readout.around(), special=False)))
+        # Where a text and its surroundings meet, tokens may split or join.
+        around = max(around, int(np.max(np.array(lengths) - self.count_tokens(texts))))
+        room = (self.context_tokens or 0) - around
+        if room <= self.tokenizer.num_special_tokens_to_add():
+            return "what is put around each text leaves no room: set models.ROLE.pooling to mean"
+        return f"set task.max_tokens to {room} or less"
+
+    def excess(
+        self, prompts: Sequence[str], candidates: Candidates | None = None, max_new_tokens: int | None = None
+    ) -> NDArray[np.int32]:
+        """Tokens above the context, int32 [N]."""
+        if self.context_tokens is None:
+            return np.zeros(len(prompts), np.int32)
+        with self.lock:
+            needs = []
+            if candidates is not None:
+                needs.append(self._scored_tokens(prompts, candidates))
+            if max_new_tokens is not None:
+                needs.append(self._written_tokens(prompts, max_new_tokens))
+            if not needs:
+                needs.append([len(row) for row in self._dressed(prompts)])
+            return np.max(np.array(needs, np.int32), axis=0) - np.int32(self.context_tokens)
+
+    def _scored_tokens(self, prompts: Sequence[str], candidates: Candidates) -> list[int]:
+        """Positions that `score` needs for each prompt."""
+        self._cannot(*SCORING)
+
+    def _written_tokens(self, prompts: Sequence[str], max_new_tokens: int) -> list[int]:
+        """Positions that `generate` needs for each prompt."""
+        self._cannot(*WRITING)
 
     def _states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Token states [B, T, D] of `source.layer`, or of the model's output."""
@@ -133,11 +207,6 @@ class LocalModel(Model):
         found = [module for module in body.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
         if not found:
             raise ModelError(f"{self.source.source}: its blocks are not a list; leave models.ROLE.layer null")
-        if self.source.layer is not None and self.source.layer > depth:
-            name = self.source.source
-            raise ModelError(
-                f"models.ROLE.layer: got {self.source.layer}; {name} has {depth} blocks; give 0 to {depth}"
-            )
         return found[0]
 
     def _tokenize(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
@@ -164,14 +233,14 @@ class LocalModel(Model):
             f"{known.name_or_path}: a text has no token and the tokenizer has no start token; drop empty texts"
         )
 
-    def _check_fits(self, lengths: Sequence[int], what: str, cure: str) -> None:
+    def _check_fits(self, lengths: Sequence[int], what: str, cure: Callable[[], str]) -> None:
         limit = self.context_tokens
         if limit is None or not len(lengths) or max(lengths) <= limit:
             return
         over = sum(length > limit for length in lengths)
         raise ModelError(
             f"{self.source.source}: the longest {what} has {max(lengths)} tokens, its context holds {limit} "
-            f"({over} of {len(lengths)} do not fit); {cure.format(limit=limit)}"
+            f"({over} of {len(lengths)} do not fit); {cure()}"
         )
 
 

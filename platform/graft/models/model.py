@@ -16,6 +16,10 @@ Kind = Literal["encoder", "causal", "seq2seq", "endpoint"]
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 """Continuations common to all prompts, or one list of equal length per prompt."""
 
+SCORING = ("score candidates", "name a causal or encoder-decoder model whose weights can be loaded")
+WRITING = ("generate", "name a causal or encoder-decoder model")
+"""What some kinds of model cannot do, and the cure."""
+
 
 @dataclass
 class Usage:
@@ -35,7 +39,8 @@ class Usage:
 class Model:
     """A frozen model's handle.
 
-    A kind of model that cannot do something says so with a ModelError that names the cure.
+    A kind of model that cannot do something says so with a ModelError that names the cure. What the attributes say
+    is known without the weights: these are loaded when something is first computed.
 
     Attributes:
         source: where it came from and how it is read.
@@ -43,8 +48,9 @@ class Model:
         kind: encoder, causal, seq2seq or endpoint.
         config: the transformers configuration; None for an endpoint.
         tokenizer: the transformers tokenizer; None for an endpoint.
+        remote: it is computed elsewhere and may change without notice; True for an endpoint.
         device: where its inputs go; `remote` for an endpoint.
-        dtype: floating-point type that it computes in; "" for an endpoint.
+        dtype: floating-point type that it computes in (`torch.float32`); "" for an endpoint.
         parameters: number of weights; 0 where unknown.
         context_tokens: longest input, special tokens included; None where there is no limit or it is unknown.
         dimensions: width of an embedding; 0 where there is none.
@@ -54,6 +60,7 @@ class Model:
     """
 
     kind: Kind
+    remote: bool = False
     config: Any = None
     tokenizer: Any = None
     device: Any = "remote"
@@ -97,7 +104,7 @@ class Model:
             ModelError: a prompt with its continuation is longer than the context, a continuation adds no token,
                 or this kind of model gives no probabilities.
         """
-        self._cannot("score candidates", "name a causal or encoder-decoder model whose weights can be loaded")
+        self._cannot(*SCORING)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, stop: Sequence[str] = ()) -> list[str]:
         """The most likely continuation of each prompt, token by token (greedy), without the prompt.
@@ -110,7 +117,24 @@ class Model:
         Raises:
             ModelError: a prompt leaves no room in the context, or this kind of model writes no text.
         """
-        self._cannot("generate", "name a causal or encoder-decoder model")
+        self._cannot(*WRITING)
+
+    def excess(
+        self, prompts: Sequence[str], candidates: Candidates | None = None, max_new_tokens: int | None = None
+    ) -> NDArray[np.int32]:
+        """By how many tokens each prompt exceeds the context, int32 [N]; at most 0 where it fits.
+
+        Zeros where the context is unknown. Nothing is computed but tokens, so callers may ask beforehand.
+
+        Args:
+            prompts: N texts; alone, they are read as `embed` reads them.
+            candidates: the longest one of each prompt needs room too, as `score` reads them.
+            max_new_tokens: what is written needs room too, as `generate` does it.
+
+        Raises:
+            ModelError: a candidate adds no token, or this kind of model cannot do what is asked about.
+        """
+        return np.zeros(len(prompts), np.int32)
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """Tokens of each text, special tokens included, int32 [N]."""

@@ -50,23 +50,27 @@ class Readout:
         """The text as the tokenizer sees it."""
         return self.template.replace("{text}", text.lower() if self.lower else text)
 
+    def around(self) -> tuple[str, str]:
+        """What is put before and after each text."""
+        before, _, after = self.template.partition("{text}")
+        return before, after
+
     def __call__(self, states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Vectors, float32 [B, width]."""
+        """Vectors, float32 [B, width], on the CPU: what follows the pooling is a few small layers."""
         states_BTD = states_BTD.float()
-        vectors = torch.cat([POOLINGS[mode](states_BTD, mask_BT) for mode in self.modes], dim=-1)
+        vectors = torch.cat([POOLINGS[mode](states_BTD, mask_BT) for mode in self.modes], dim=-1).cpu()
         for step in self.steps:
             vectors = step(vectors)
         return vectors
 
 
-def read_readout(source: ModelSource, folder: Path, width: int, device: torch.device) -> Readout:
+def read_readout(source: ModelSource, folder: Path, width: int) -> Readout:
     """The readout of a folder; `source.pooling` goes before what the folder says.
 
     Args:
         source: the model's source.
         folder: the model's folder.
         width: D.
-        device: where dense layers go.
 
     Raises:
         ModelError: the folder asks for a step that graft does not know.
@@ -87,7 +91,7 @@ def read_readout(source: ModelSource, folder: Path, width: int, device: torch.de
         elif kind == "Normalize":
             steps.append(_normalize)
         elif kind == "Dense":
-            dense = _dense(place, device)
+            dense = _dense(place)
             steps.append(dense)
             width = dense[0].out_features
         elif kind != "Dropout":
@@ -121,7 +125,7 @@ def _modes(config: Mapping[str, Any], place: Path, template: str) -> tuple[str, 
     return modes
 
 
-def _dense(place: Path, device: torch.device) -> nn.Sequential:
+def _dense(place: Path) -> nn.Sequential:
     from safetensors.torch import load_file
 
     config = folders.read_json(place / "config.json")
@@ -134,7 +138,7 @@ def _dense(place: Path, device: torch.device) -> nn.Sequential:
         raise ModelError(f"{place}: has no model.safetensors; copy or download it, or set models.ROLE.pooling")
     linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
     linear.load_state_dict({key.removeprefix("linear."): value for key, value in load_file(weights).items()})
-    return nn.Sequential(linear, getattr(nn, name)()).float().to(device).eval().requires_grad_(False)
+    return nn.Sequential(linear, getattr(nn, name)()).float().eval().requires_grad_(False)
 
 
 def _normalize(vectors_BD: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: B prompts or candidates in a batch, S tokens of a prompt, T of a candidate, D width.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from graft.models.batching import LOGITS_PER_BATCH, batches, padded, token_log_p
 from graft.models.language import TOO_LONG, aligned, leading_ids
 from graft.models.local import LocalModel, accepted
 from graft.models.model import Candidates, Kind
-from graft.models.writing import make_greedy, write
+from graft.models.writing import write
 
 
 class Seq2SeqModel(LocalModel):
@@ -27,13 +28,13 @@ class Seq2SeqModel(LocalModel):
 
     kind: Kind = "seq2seq"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        make_greedy(self.network, self.tokenizer)
+    @functools.cached_property
+    def _start(self) -> list[int]:
+        """What the decoder reads before an answer."""
         start = self.network.generation_config.decoder_start_token_id
         start = getattr(self.config, "decoder_start_token_id", None) if start is None else start
         # T5's configurations may leave it out: its decoder starts with padding.
-        self._start = [self.config.pad_token_id if start is None else start, *leading_ids(self.tokenizer)]
+        return [self.config.pad_token_id if start is None else start, *leading_ids(self.tokenizer)]
 
     @property
     def body(self) -> Any:
@@ -44,12 +45,12 @@ class Seq2SeqModel(LocalModel):
         """Log-probabilities [N, C] that the decoder's answer begins with each candidate."""
         with self.lock, torch.inference_mode():
             options = aligned(prompts, candidates)
-            answers = [self._tokenize(several, special=False) for several in options]
-            self._refuse_empty(options, answers)
+            answers = self._answers(options)
             rows = self._prompts(prompts)
+            self._check_fits(self._answer_tokens(answers), "candidate", lambda: "give shorter labels")
             scores = np.zeros((len(prompts), len(options[0]) if options else 0))
             for batch in batches([len(row) for row in rows]) if scores.size else ():
-                ids, mask = padded([rows[index] for index in batch], self.device)
+                ids, mask = padded([rows[index] for index in batch], self.network.device)
                 states = self.body(input_ids=ids, attention_mask=mask).last_hidden_state
                 self.usage.add(int(mask.sum()), len(batch))
                 scores[batch] = self._score_answers([answers[index] for index in batch], states, mask)
@@ -59,18 +60,38 @@ class Seq2SeqModel(LocalModel):
     def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, stop: Sequence[str] = ()) -> list[str]:
         """Greedy answers."""
         with self.lock, torch.inference_mode():
-            return write(self, self._prompts(prompts), max_new_tokens, stop)
+            rows = self._prompts(prompts)
+            self._check_fits([max_new_tokens for _ in rows], "answer", lambda: "set method.max_new_tokens to less")
+            return write(self, rows, max_new_tokens, stop)
+
+    def _scored_tokens(self, prompts: Sequence[str], candidates: Candidates) -> list[int]:
+        answers = self._answer_tokens(self._answers(aligned(prompts, candidates)))
+        return [max(len(row), answer) for row, answer in zip(self._rows(prompts), answers, strict=True)]
+
+    def _written_tokens(self, prompts: Sequence[str], max_new_tokens: int) -> list[int]:
+        return [max(len(row), max_new_tokens) for row in self._rows(prompts)]
+
+    def _rows(self, prompts: Sequence[str]) -> list[list[int]]:
+        return [self._never_empty(ids) for ids in self._tokenize(prompts)]
 
     def _prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        rows = [self._never_empty(ids) for ids in self._tokenize(prompts)]
-        self._check_fits([len(row) for row in rows], "prompt", TOO_LONG)
+        rows = self._rows(prompts)
+        self._check_fits([len(row) for row in rows], "prompt", lambda: TOO_LONG)
         return rows
 
-    def _refuse_empty(self, options: Sequence[Sequence[str]], answers: Sequence[Sequence[list[int]]]) -> None:
+    def _answer_tokens(self, answers: Sequence[Sequence[list[int]]]) -> list[int]:
+        """Positions of the decoder that each prompt's longest candidate takes; its last token is not read."""
+        lead = len(leading_ids(self.tokenizer))
+        return [lead + max(map(len, several), default=0) for several in answers]
+
+    def _answers(self, options: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Tokens of each prompt's candidates, none empty."""
+        answers = [self._tokenize(several, special=False) for several in options]
         for several, tokens in zip(options, answers, strict=True):
             if not all(tokens):
                 empty = several[[len(ids) for ids in tokens].index(0)]
                 raise ModelError(f"{self.source.source}: candidate {empty!r} has no token; give it a text")
+        return answers
 
     def _score_answers(
         self, answers: list[list[list[int]]], states_BSD: Tensor, mask_BS: Tensor
@@ -84,9 +105,9 @@ class Seq2SeqModel(LocalModel):
         for batch in batches(lengths, rows=limit):
             chosen = [rows[index] for index in batch]
             tails = [answers[b][c] for b, c in chosen]
-            prompts = torch.tensor([b for b, _ in chosen], device=self.device)
-            ids, mask = padded([[*self._start, *tail[:-1]] for tail in tails], self.device)
-            targets, own = padded(tails, self.device)
+            prompts = torch.tensor([b for b, _ in chosen], device=self.network.device)
+            ids, mask = padded([[*self._start, *tail[:-1]] for tail in tails], self.network.device)
+            targets, own = padded(tails, self.network.device)
             logits = self.network(
                 encoder_outputs=(states_BSD[prompts],),
                 attention_mask=mask_BS[prompts],

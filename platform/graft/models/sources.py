@@ -52,12 +52,20 @@ def fingerprint(source: ModelSource) -> str:
     Raises:
         ModelError: the model cannot be found or is damaged.
     """
-    settings = source.model_dump(include=set(SETTINGS), exclude_defaults=True)
     if is_endpoint(source):
         from graft.models.endpoint import address
 
-        return digest("endpoint", *address(source.source), settings)
-    return digest(folders.hashes(locate(source), code=source.trust_remote_code), settings)
+        return digest("endpoint", *address(source.source), _settings(source))
+    return folder_fingerprint(source, locate(source))
+
+
+def folder_fingerprint(source: ModelSource, folder: Path) -> str:
+    """The fingerprint of a model that has been located."""
+    return digest(folders.hashes(folder, code=source.trust_remote_code), _settings(source))
+
+
+def _settings(source: ModelSource) -> dict[str, object]:
+    return source.model_dump(include=set(SETTINGS), exclude_defaults=True)
 
 
 def locate(source: ModelSource) -> Path:

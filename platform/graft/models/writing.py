@@ -29,7 +29,7 @@ def write(model: "LocalModel", rows: Sequence[list[int]], max_new_tokens: int, s
     for batch in batches([len(row) + max_new_tokens for row in rows], TOKENS_PER_BATCH):
         # Decoders write after the last token, so padding comes first; an encoder does not mind.
         prompts = [rows[index] for index in batch]
-        ids, mask = padded(prompts, model.device, left=causal)
+        ids, mask = padded(prompts, model.network.device, left=causal)
         width = ids.shape[1] if causal else 1
         ended = _Ended(model.tokenizer, width, stop)
         output = model.network.generate(

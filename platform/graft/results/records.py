@@ -35,7 +35,7 @@ METRICS = pa.schema(
         ("task", pa.string()),
         ("split", pa.string()),
         ("metric", pa.string()),  # null in the one row of a failed run
-        ("value", pa.float64()),  # null where the metric is undefined on these rows
+        ("value", pa.float64()),  # null in a failed run, and for a NaN; a metric undefined on these rows has no row
         ("n", pa.int64()),  # rows that the value is computed from
         ("examples", pa.int64()),
         ("seed", pa.int64()),
@@ -43,6 +43,8 @@ METRICS = pa.schema(
         ("status", pa.string()),  # done | failed
         ("error", pa.string()),
         ("spec", pa.string()),  # JSON of the resolved spec
+        ("task_sha", pa.string()),  # the dataset's fingerprint: runs are compared where it is equal
+        ("equal_inputs", pa.int64()),  # rows that share their input with another: kept on one side of the split
         ("prompt_sha", pa.string()),
         ("versions", pa.string()),  # JSON, package to version
         ("git_commit", pa.string()),
@@ -51,7 +53,7 @@ METRICS = pa.schema(
         ("forward_passes", pa.int64()),
         ("teacher_calls", pa.int64()),
         ("teacher_reads", pa.int64()),
-        ("peak_memory_bytes", pa.int64()),
+        ("peak_memory_bytes", pa.int64()),  # of the process since its start, not of the run alone
         ("parameters_trainable", pa.int64()),
         ("parameters_total", pa.int64()),
         ("models", pa.string()),  # JSON, role to {source, fingerprint}
@@ -65,8 +67,17 @@ METRICS = pa.schema(
 PACKAGES = ("torch", "transformers", "scikit-learn", "pyarrow", "numpy")
 """Packages whose versions may change a number."""
 
-Source = tuple[fs.FileSystem, str, pa.Table]
-"""A file system, a folder inside it, and the metrics kept there."""
+COSTS = {
+    "seconds": "seconds",
+    "tokens": "tokens",
+    "forward_passes": "forward passes",
+    "store_reads": "store reads",
+    "teacher_calls": "teacher calls",
+    "teacher_reads": "teacher reads",
+    "parameters_trainable": "trainable parameters",
+    "parameters_total": "all parameters",
+}
+"""Column to heading of what a run itself spent; peak memory is left out, it is the whole process's so far."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,9 @@ class Record:
     ablation: str | None = None
     error: str | None = None
     """Why the run failed; None for a run that is done."""
+    task_sha: str | None = None
+    """Fingerprint of the rows; None where the run failed before they were known."""
+    equal_inputs: int = 0
     prompt_sha: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     git_commit: str | None = None
@@ -110,7 +124,7 @@ class Record:
 
 
 def metric_table(record: Record, metrics: Mapping[str, float], n: int, split: str = "test") -> pa.Table:
-    """One row of METRICS per metric; a NaN value, a metric undefined on these rows, becomes null.
+    """One row of METRICS per metric; a NaN becomes null.
 
     Args:
         record: the run.
@@ -155,7 +169,7 @@ def read_table(files: fs.FileSystem, path: str) -> pa.Table:
         raise StoreError(f"{path}: no such file; the run is not done: give the same command again") from None
     except (pa.ArrowException, OSError, UnicodeError) as error:
         reason = " ".join(str(error).split())
-        raise StoreError(f"{path}: damaged: {reason}; delete it and give the same command again") from error
+        raise StoreError(f"{path}: damaged: {reason}; delete its folder and give the same command again") from error
     return table
 
 
@@ -200,10 +214,10 @@ class Result:
         return self.load_graph()
 
     def metric(self, name: str) -> float:
-        """A metric's value on the test rows; NaN where it is undefined on them.
+        """A metric's value on the test rows; NaN where the table holds null.
 
         Raises:
-            DataError: the run failed, or has no such metric.
+            DataError: the run failed, or has no such metric: one that is undefined on its rows is left out.
         """
         rows = self.metrics.select(["metric", "value", "split", "error"]).to_pylist()
         for row in rows:
@@ -215,41 +229,23 @@ class Result:
         raise DataError(f"{self.run_id}: there is no metric {name!r}; {suggest(name, known)}")
 
 
-def load(paths: Iterable[str]) -> tuple[pa.Table, pa.Table]:
-    """Metrics and predictions of run folders, sweep folders and storage roots (their `runs/`), in any mix.
+def load_metrics(paths: Iterable[str]) -> pa.Table:
+    """Metrics of run folders, sweep folders and storage roots (their `runs/`), in any mix.
 
     A run found twice is taken once, done rather than failed. Runs that are not done are skipped with a warning.
-    Predictions bear a `run_id`; columns that a run lacks are null.
 
     Raises:
         DataError: a path does not exist, or no run that is done is found.
         StoreError: a file is damaged.
     """
-    metrics, predictions = [], []
-    for files, folder, table in _sources(paths):
-        metrics.append(table)
-        path = f"{folder}/predictions.parquet".lstrip("/")
-        if exists(files, path):
-            predictions.append(_with_run_id(read_table(files, path), set(table["run_id"].to_pylist())))
-    return _joined(metrics), _joined(predictions)
-
-
-def load_metrics(paths: Iterable[str]) -> pa.Table:
-    """The metrics that `load` gives, without reading any predictions."""
-    return _joined([table for _, _, table in _sources(paths)])
-
-
-def _sources(paths: Iterable[str]) -> list[Source]:
-    """Every run or sweep that is done, with the rows of those runs that are taken from it."""
     paths = [str(path) for path in paths]
-    found: list[Source] = []
-    skipped = []
+    found, skipped = [], []
     for path in paths:
         files = _existing(path)
         for folder in _folders(files):
             name = f"{folder}/metrics.parquet".lstrip("/")
             if exists(files, name):
-                found.append((files, folder, read_table(files, name)))
+                found.append(read_table(files, name))
             else:
                 skipped.append(f"{path}/{folder}".rstrip("/"))
     if skipped:
@@ -259,7 +255,18 @@ def _sources(paths: Iterable[str]) -> list[Source]:
             f"{', '.join(paths) or 'no path given'}: no run that is done is here; give run folders, sweep folders, "
             "or a storage folder that holds runs/"
         )
-    return _each_run_once(found)
+    return each_run_once(_joined(found))
+
+
+def each_run_once(metrics: pa.Table) -> pa.Table:
+    """The first row of each run, split and metric; rows of a failure only where the run is never done."""
+    rows = metrics.select(["run_id", "split", "metric", "status"]).to_pylist()
+    done = {row["run_id"] for row in rows if row["status"] == "done"}
+    kept: dict[tuple[str, str, str], int] = {}
+    for place, row in enumerate(rows):
+        if row["status"] == "done" or row["run_id"] not in done:
+            kept.setdefault((row["run_id"], row["split"], row["metric"]), place)
+    return metrics.take(pa.array(kept.values(), pa.int64()))
 
 
 def _existing(path: str) -> fs.FileSystem:
@@ -287,34 +294,9 @@ def _folders(files: fs.FileSystem) -> list[str]:
     return [name for name in names if exists(files, f"{name}/metrics.parquet")]
 
 
-def _each_run_once(sources: list[Source]) -> list[Source]:
-    """Each run from one source only: the first in which it is done, else the first."""
-    best: dict[str, tuple[bool, int]] = {}
-    for place, (_, _, table) in enumerate(sources):
-        for run_id, status in zip(table["run_id"].to_pylist(), table["status"].to_pylist(), strict=True):
-            rank = (status != "done", place)
-            best[run_id] = min(best.get(run_id, rank), rank)
-    kept = []
-    for place, (files, folder, table) in enumerate(sources):
-        taken = {run_id for run_id, (_, source) in best.items() if source == place}
-        kept.append((files, folder, _rows_of(table, taken)))
-    return kept
-
-
-def _rows_of(table: pa.Table, run_ids: set[str]) -> pa.Table:
-    return table.filter(pa.array([run_id in run_ids for run_id in table["run_id"].to_pylist()], pa.bool_()))
-
-
-def _with_run_id(predictions: pa.Table, run_ids: set[str]) -> pa.Table:
-    """The predictions of these runs; a run's own folder leaves its run_id out, and here it is added."""
-    if "run_id" not in predictions.column_names:
-        owner = pa.array([next(iter(run_ids), None)] * predictions.num_rows, pa.string())
-        predictions = predictions.add_column(0, "run_id", owner)
-    return _rows_of(predictions, run_ids)
-
-
 def _joined(tables: list[pa.Table]) -> pa.Table:
     try:
-        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+        # Columns that an earlier version did not write are null.
+        return pa.concat_tables([METRICS.empty_table(), *tables], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"these runs hold columns of different kinds: {error}; read them one task at a time") from error
+        raise DataError(f"these metrics hold columns of different kinds: {error}; leave out the odd one") from error

@@ -15,14 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from graft.results.arms import Arm, arms
 from graft.results.plots import colour, learning_curve
-from graft.results.records import load_metrics
+from graft.results.records import COSTS, load_metrics
 from graft.results.statistics import Interval, paired_interval, wilson
 from graft.results.tables import (
-    Arm,
     Cell,
     Grid,
-    arms,
     caption,
     cell_parts,
     grids,
@@ -38,18 +37,12 @@ from graft.storage import open_storage, write_atomic
 CURVES = ("log_loss",)
 """Metrics drawn besides the main one."""
 
-COSTS = {
-    "seconds": "seconds",
-    "tokens": "tokens",
-    "forward_passes": "forward passes",
-    "store_reads": "store reads",
-    "teacher_calls": "teacher calls",
-    "teacher_reads": "teacher reads",
-    "peak_memory_bytes": "peak memory (bytes)",
-    "parameters_trainable": "trainable parameters",
-    "parameters_total": "all parameters",
-}
-"""Column to heading; a column that is zero everywhere is left out."""
+COSTS_NOTE = (
+    "Means over the runs that are done, of what each run itself spent. What any earlier run left in the column store "
+    "is read, not computed: the first run that needs a column pays for all others, whatever their arm. Where runs "
+    "share a store, seconds, tokens and forward passes are therefore not comparable between arms."
+)
+"""Stands beneath the costs."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +180,7 @@ def _facts(runs: Sequence[Mapping[str, Any]], metrics: pa.Table) -> dict[str, tu
     """What was compared and with what; each value once, in order."""
     failed = sum(run["status"] == "failed" for run in runs)
     tested = sorted({(run["arm"].task, n) for run in runs for n in run["test_rows"]})
+    equal = sorted({(run["arm"].task, run["equal_inputs"]) for run in runs if run["equal_inputs"]})
     models = {
         f"{role}: {model.get('source')} (fingerprint {str(model.get('fingerprint'))[:12]})"
         for run in runs
@@ -198,6 +192,9 @@ def _facts(runs: Sequence[Mapping[str, Any]], metrics: pa.Table) -> dict[str, tu
             versions[package].add(version)
     facts = {
         "task": tuple(f"{task}, {n:,} test rows" for task, n in tested),
+        "equal inputs": tuple(
+            f"{task}: {n:,} rows share their input with another row; kept on one side of the split" for task, n in equal
+        ),
         "labelled examples": (", ".join(f"{size:,}" for size in sorted({run["examples"] for run in runs})),),
         "seeds": (", ".join(str(seed) for seed in sorted({run["seed"] for run in runs})),),
         "runs": (f"{len(runs) - failed:,} done, {failed:,} failed",),
@@ -218,8 +215,6 @@ def _notes(runs: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> tuple[st
         "A verdict compares the best mean of a column with the second best by the 95 % interval of their difference, "
         "paired by seed: ahead where it excludes 0, else undecided. The two are picked after seeing the means, and "
         "nothing is corrected for the number of comparisons: take it as a pointer, not as a test.",
-        "Costs are what each run itself spent. What an earlier run left in the column store is read, not computed, "
-        "so the first run of an arm pays for the later ones.",
     ]
     if cells and all(len(cell.values) <= 1 for cell in cells):
         notes.insert(0, "One seed per cell: there are no intervals, and no order of arms is established.")
@@ -285,6 +280,7 @@ def _rendered(report: Report, template: str) -> str:
     }
     environment.globals |= {
         "caption": caption,
+        "costs_note": COSTS_NOTE,
         "cell_parts": cell_parts,
         "markdown": lambda grid: markdown(list(grid.cells.values())),
     }

@@ -2,20 +2,19 @@
 
     metrics.parquet ──► arms (what differs between the runs) ──► summary (mean over seeds) ──► grids ──► text
 
-An arm is a method and those settings of the spec that differ between the compared runs; the number of examples
-is its axis, the seeds are its repetitions.
+What an arm is, and which runs answer the same question, is said in `graft.results.arms`.
 """
 
-import json
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from graft.hashing import digest
+from graft.results.arms import Arm, arms
+from graft.results.records import each_run_once
 from graft.results.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -30,21 +29,8 @@ METRIC_ORDER = (
 LOWER_IS_BETTER = frozenset({"log_loss", "ece", "perplexity"})
 """Metrics whose best value is the smallest."""
 
-NOT_AN_ARM = ("name", "task.", "method.name", "regime.examples", "regime.seed", "training.seed", "sweep")
-"""Keys of a spec that never tell two arms apart: the question, the axis and the repetitions."""
-
-LONGEST_VALUE = 40
-"""Characters of a spec's value inside an arm's name; the rest is replaced by a hash."""
-
 TERMINAL_NAME = 28
 """Characters of an arm's name on one line of a terminal."""
-
-
-class Arm(NamedTuple):
-    """Where a run stands: the question it answers and the answer it tries."""
-
-    task: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -102,28 +88,6 @@ class Grid:
         return cell.interval is not None and _badness(cell) == _badness(self.ranked(cell.examples)[0])
 
 
-def arms(metrics: pa.Table) -> dict[str, Arm]:
-    """Each run_id's arm: `probe classifier=logistic`, `icl num_shots=8`, or `probe` where nothing differs.
-
-    Settings of a method are compared among the runs of that method, models among all runs that have the role.
-    """
-    rows = metrics.select(["run_id", "method", "task", "spec"]).to_pylist()
-    runs = {row["run_id"]: row | {"spec": dict(_flatten(json.loads(row["spec"] or "{}")))} for row in rows}.values()
-    models = {key for key in _varying([run["spec"] for run in runs]) if key.startswith("models.")}
-    of_method = {name: models | _settings(specs) for name, specs in _grouped(runs, "method").items()}
-    of_task = {
-        name: {key for key in _varying(specs, or_missing=True) if key.startswith("task.")}
-        for name, specs in _grouped(runs, "task").items()
-    }
-    return {
-        run["run_id"]: Arm(
-            _label(run["task"], run["spec"], of_task[run["task"]], "task."),
-            _label(run["method"], run["spec"], of_method[run["method"]], "method."),
-        )
-        for run in runs
-    }
-
-
 def ordered(names: Iterable[str]) -> list[str]:
     """Each metric once, the main one first."""
     names = set(names)
@@ -143,8 +107,10 @@ def main_metric(metrics: pa.Table) -> str:
 def summary(metrics: pa.Table, metric: str) -> list[Cell]:
     """The mean and 95 % interval over seeds of a metric on the test rows, per task, arm and number of examples.
 
-    Sorted by task, arm and examples. A failed run counts on those tasks where some run has the metric.
+    Sorted by task, arm and examples. A failed run counts on those tasks where some run has the metric; a run that
+    the table holds twice counts once.
     """
+    metrics = each_run_once(metrics)
     of_run = arms(metrics)
     groups: dict[tuple[Arm, int], list[dict[str, Any]]] = defaultdict(list)
     columns = ["run_id", "metric", "value", "n", "examples", "seed", "split", "status"]
@@ -275,49 +241,3 @@ def _cell(metric: str, arm: Arm, examples: int, rows: Sequence[Mapping[str, Any]
     interval = mean_interval(values.values()) if values else None
     n = max((row["n"] or 0 for row in done), default=0)
     return Cell(metric, arm.task, arm.name, examples, interval, values, len(done), n, len(rows) - len(done))
-
-
-def _grouped(runs: Iterable[Mapping[str, Any]], column: str) -> dict[str, list[Mapping[str, Any]]]:
-    """The specs of the runs that share a method or a task."""
-    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for run in runs:
-        found[run[column]].append(run["spec"])
-    return found
-
-
-def _settings(specs: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Keys that tell the arms of one method apart, its models left out."""
-    return {key for key in _varying(specs, or_missing=True) if not key.startswith(("models.", *NOT_AN_ARM))}
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values; lists are values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _varying(specs: Iterable[Mapping[str, Any]], or_missing: bool = False) -> set[str]:
-    """Keys with more than one value; `or_missing`: not having the key counts as a value."""
-    specs = list(specs)
-    seen: dict[str, set[str]] = defaultdict(set)
-    count: dict[str, int] = defaultdict(int)
-    for spec in specs:
-        for key, value in spec.items():
-            seen[key].add(json.dumps(value, sort_keys=True))
-            count[key] += 1
-    return {key for key, values in seen.items() if len(values) > 1 or (or_missing and count[key] < len(specs))}
-
-
-def _label(name: str, spec: Mapping[str, Any], keys: set[str], prefix: str) -> str:
-    words = [f"{key.removeprefix(prefix)}={_value_text(value)}" for key, value in spec.items() if key in keys]
-    return " ".join([name, *words])
-
-
-def _value_text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-    text = " ".join(text.split())
-    # The hash keeps two long values apart that begin alike.
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 8]}… #{digest(text)[:4]}"

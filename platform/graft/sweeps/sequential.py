@@ -51,22 +51,47 @@ def run_sweep(
     Raises:
         GraftError: a member cannot be carried out as written; nothing has run then.
     """
+    # Two values of an axis may stand for one experiment; it is carried out and counted once.
+    planned = list({plan.run_id: plan for plan in runner.plans(expand(experiment))}.values())
     files = open_storage(storage)
     store = runner.open_store(files, store_limit_bytes)
-    planned = runner.plans(expand(experiment))
-    sweep_id = f"{experiment.name}-{hashing.digest(sorted(plan.run_id for plan in planned))[:10]}"
+    sweep_id = identify(experiment, planned)
     folder = f"sweeps/{sweep_id}"
     write_atomic(files, f"{folder}/sweep.yaml", _description(experiment, planned))
     outcomes = []
     for done, plan in enumerate(planned):
         outcomes.append(_outcome(plan, files, store, watch(done, len(planned), plan)))
+    store.flush()
     metrics = pa.concat_tables([table for table, _ in outcomes])
-    predictions = [table for _, table in outcomes if table is not None]
-    if predictions:
-        write_table(files, f"{folder}/predictions.parquet", pa.concat_tables(predictions, promote_options="permissive"))
+    _write_predictions(files, f"{folder}/predictions.parquet", [table for _, table in outcomes if table is not None])
     write_table(files, f"{folder}/metrics.parquet", metrics)
-    html, _ = write_report([f"{str(storage).rstrip('/')}/{folder}"])
+    html, _ = write_report([_inside(storage, folder)])
     return SweepResult(sweep_id, metrics, sum(table is None for _, table in outcomes), html)
+
+
+def identify(experiment: Experiment, planned: Sequence[runner.Plan]) -> str:
+    """The id of a sweep: slug, and hash of the runs that it holds."""
+    return f"{experiment.name}-{hashing.digest(sorted({plan.run_id for plan in planned}))[:10]}"
+
+
+def _inside(storage: str | Path, folder: str) -> str:
+    """A folder of a storage as a path or URI of its own; a URI's query stays at its end."""
+    if "://" not in str(storage):
+        return str(Path(storage) / folder)
+    place, mark, query = str(storage).partition("?")
+    return f"{place.rstrip('/')}/{folder}{mark}{query}"
+
+
+def _write_predictions(files: fs.SubTreeFileSystem, path: str, tables: Sequence[pa.Table]) -> None:
+    """All runs' predictions in one table, where their tasks have columns of the same kinds."""
+    if not tables:
+        return
+    try:
+        joined = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        log.warning("no joint %s: %s; each run's own folder holds its predictions", path, error)
+        return
+    write_table(files, path, joined)
 
 
 def _outcome(
@@ -76,7 +101,7 @@ def _outcome(
     try:
         result: Result = runner.carry_out(plan, files, store, progress)
     except Exception as error:
-        log.exception("%s failed", plan.run_id)
+        log.warning("%s failed: %s: %s", plan.run_id, type(error).__name__, error)
         return failure_table(runner.failure(plan.experiment, plan.run_id, error)), None
     run_ids = pa.array([plan.run_id] * result.predictions.num_rows)
     return result.metrics, result.predictions.add_column(0, "run_id", run_ids)

@@ -1,12 +1,13 @@
 """A task's rows, split once and for all: what every method is given and judged by."""
 
+import functools
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from graft import hashing
 
-RESERVED = ("id", "split", "target", "demonstrations", "embedding", "rationale", "prediction", "scores")
+RESERVED = ("id", "run_id", "split", "target", "demonstrations", "embedding", "rationale", "prediction", "scores")
 """Column names that graft writes; an input column may not bear one."""
 
 
@@ -33,6 +34,7 @@ class Dataset:
     pool: pa.Table | None = None
     """Rows outside every regime and the test set, kept for exemplars; None where the task has no rationales."""
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A digest (32 characters) of every row in order, with its id, and of the labels."""
         tables = [self.train, self.test, *([] if self.pool is None else [self.pool])]

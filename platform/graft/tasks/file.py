@@ -1,5 +1,6 @@
 """A user's own rows as a task: CSV, JSON lines, Parquet or a saved `datasets` folder."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,21 +27,21 @@ class FileTask(Task):
     """File with the training rows; null where path is given."""
     test: str | None = None
     """File with the test rows, all of which are used; null where path is given."""
-    text: str | None = None
+    text: str | None = Field(None, min_length=1)
     """Input: a column of text."""
     fields: tuple[str, ...] | None = Field(None, min_length=1)
     """Input: several columns of text, in the order in which they are shown."""
-    messages: str | None = None
+    messages: str | None = Field(None, min_length=1)
     """Input: a column of conversations, lists of role and content or JSON text of them."""
-    image: str | None = None
+    image: str | None = Field(None, min_length=1)
     """Input: a column of image bytes, or of paths relative to the data file."""
-    audio: str | None = None
+    audio: str | None = Field(None, min_length=1)
     """Input: a column of sound bytes, or of paths relative to the data file."""
-    label: str | None = None
+    label: str | None = Field(None, min_length=1)
     """Column of labels (classification)."""
-    target: str | None = None
+    target: str | None = Field(None, min_length=1)
     """Column of free-text answers (generation)."""
-    rationale: str | None = None
+    rationale: str | None = Field(None, min_length=1)
     """Column of gold rationales; null for none."""
 
     @model_validator(mode="after")
@@ -140,7 +141,7 @@ def question_rows(path: str | Path, inputs: Sequence[str], kind: str) -> pa.Tabl
     where, folder, table = _single(str(path), reading.read_tables(str(path)))
     if not table.num_rows:
         raise DataError(f"{where}: no rows; give a file with rows under its column names")
-    fields, values = zip(*_asked(where, folder, table, inputs, kind, prefix="").values(), strict=True)
+    fields, values = zip(*_asked(where, folder, table, inputs, kind, prefix="question-").values(), strict=True)
     return pa.table(list(values), pa.schema(fields))
 
 
@@ -174,7 +175,7 @@ def _single(path: str, tables: dict[str, pa.Table]) -> tuple[str, Path, pa.Table
             f"{path}: holds the splits {', '.join(sorted(tables))}; only path: takes two, called train and test: "
             "name the folder of one split"
         )
-    source = Path(path).expanduser()
+    source = Path(os.path.expanduser(path))
     return path, source if source.is_dir() else source.parent, next(iter(tables.values()))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,10 +27,11 @@ def read_tables(path: str) -> dict[str, pa.Table]:
     Raises:
         DataError: there is no such file, its format is unknown, or it cannot be parsed.
     """
-    source = Path(path).expanduser()
-    if source.is_dir():
+    # os.path answers where pathlib raises: an unknown ~user, a name that is too long, a folder closed to us.
+    source = Path(os.path.expanduser(path))
+    if os.path.isdir(source):
         return {name: _named_labels(table) for name, table in _saved_datasets(source, path).items()}
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise DataError(f"{path}: no such file (looked in {Path.cwd()}); paths are relative to the current directory")
     reader = READERS.get(source.suffix.lower())
     if reader is None:
@@ -39,7 +41,7 @@ def read_tables(path: str) -> dict[str, pa.Table]:
     try:
         table = reader(source)
         table.validate(full=True)  # text that is not UTF-8 shows here, not in the middle of a run
-    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+    except (pa.ArrowException, OSError, ValueError, AttributeError, csv.Error) as error:
         cure = CURES[reader]
         raise DataError(f"{path}: cannot be read as {source.suffix}: {_short(error)}; {cure}") from error
     return {"": _named_labels(table)}
@@ -50,6 +52,8 @@ def _read_csv(path: Path) -> pa.Table:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as stream:
         header = next(csv.reader(stream, delimiter=delimiter), [])
+    if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        raise pa.ArrowInvalid(f"its columns are separated by {other!r}; write commas, or tabs and call it .tsv")
     return arrow_csv.read_csv(
         path,
         read_options=arrow_csv.ReadOptions(block_size=BLOCK_BYTES),
@@ -59,6 +63,10 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _read_json(path: Path) -> pa.Table:
+    with path.open("rb") as stream:
+        if stream.read(1) == b"[":  # one array of objects, which Arrow does not read
+            stream.seek(0)
+            return pa.Table.from_pylist(json.load(stream))
     options = arrow_json.ReadOptions(block_size=BLOCK_BYTES)
     table = arrow_json.read_json(path, read_options=options)
     dates = [pa.field(field.name, pa.string()) for field in table.schema if pa.types.is_timestamp(field.type)]
@@ -81,7 +89,7 @@ READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".json": _read_json,
     ".parquet": _read_parquet,
 }
-"""File name ending to reader; `.json` holds one object per line, like the other two."""
+"""File name ending to reader; `.json` holds one object per line, like the other two, or one array of objects."""
 
 CURES: dict[Callable[[Path], pa.Table], str] = {
     _read_csv: "save it as UTF-8, with quotes around values that hold a delimiter",

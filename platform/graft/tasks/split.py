@@ -132,6 +132,11 @@ def _choose(
         if sizes[group] <= room[stratum_of[group]]:
             room[stratum_of[group]] -= sizes[group]
             chosen[group] = True
+    for stratum in range(len(rows)):
+        own = groups[strata == stratum]
+        # All its rows may lie in groups that counted for rarer strata: the smallest of them goes back.
+        if chosen[own].all():
+            chosen[own[np.argmin(sizes[own])]] = False
     return chosen[groups]
 
 

@@ -1,0 +1,159 @@
+"""What tells runs apart: the question that a run answers, and the answer that it tries.
+
+An arm is a method and those settings of the spec that differ between the compared runs; the number of examples
+is its axis, the seeds are its repetitions. Rows and models are compared by content: a path says where they lie.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from graft.hashing import digest
+
+NOT_AN_ARM = ("name", "task.", "method.name", "regime.examples", "regime.seed", "training.seed", "sweep")
+"""Keys of a spec that never tell two arms apart: the question, the axis and the repetitions."""
+
+LONGEST_VALUE = 40
+"""Characters of a spec's value inside an arm's name; the rest is replaced by a hash."""
+
+SHORT_HASH = 6
+"""Hex digits that tell two contents of one name apart."""
+
+Run = Mapping[str, Any]
+"""The columns of a run; `spec` has dotted keys, `models` is role to {source, fingerprint}."""
+
+
+class Arm(NamedTuple):
+    """Where a run stands: the question it answers and the answer it tries."""
+
+    task: str
+    name: str
+
+
+def arms(metrics: pa.Table) -> dict[str, Arm]:
+    """Each run_id's arm: `probe classifier=logistic`, `icl num_shots=8`, or `probe` where nothing differs.
+
+    Settings of a method are compared among the runs of that method, models among all runs that have the role.
+    Runs share a task where its name, its settings and its rows are the same; rows that differ under one name are
+    told apart by a hash: `file path=reviews.csv #1a2b3c`.
+    """
+    columns = ["run_id", "method", "task", "status", "spec", "models", "task_sha"]
+    runs = _named_by_content([_read(row) for row in metrics.select(columns).to_pylist()])
+    models = {key for key in _varying([run["spec"] for run in runs]) if key.startswith("models.")}
+    of_method = {name: models | _settings(specs) for name, specs in _grouped(runs, "method").items()}
+    tasks = _tasks(runs)
+    return {
+        run["run_id"]: Arm(
+            tasks[run["run_id"]], _label(run["method"], run["spec"], of_method[run["method"]], "method.")
+        )
+        for run in runs
+    }
+
+
+def _read(row: Mapping[str, Any]) -> dict[str, Any]:
+    spec = dict(_flatten(json.loads(row["spec"] or "{}")))
+    return {**row, "spec": spec, "models": json.loads(row["models"] or "{}")}
+
+
+def _named_by_content(rows: Iterable[Run]) -> list[Run]:
+    """Each run once, its spec naming every model by its fingerprint.
+
+    One fingerprint under several names is given the first of them; a name with several fingerprints is given a
+    short one of each. A failed run may have none: it takes the only one that its model has elsewhere.
+    """
+    runs = list({row["run_id"]: row for row in rows}.values())
+    names: dict[tuple[str, str], set[str]] = defaultdict(set)
+    marks: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for run in runs:
+        for role, model in run["models"].items():
+            name = _model(run["spec"], role)
+            names[role, model["fingerprint"]].add(name)
+            marks[role, name].add(model["fingerprint"])
+    first = {key: min(found) for key, found in names.items()}
+    bearers = Counter((role, name) for (role, _), name in first.items())
+    named: list[Run] = []
+    for run in runs:
+        spec = dict(run["spec"])
+        for role in {key.split(".")[1] for key in spec if key.startswith("models.")}:
+            own = run["models"].get(role)
+            found = {own["fingerprint"]} if own else marks.get((role, _model(spec, role)), set())
+            if len(found) == 1:
+                (mark,) = found
+                name = first[role, mark]
+                spec |= json.loads(name)
+                if bearers[role, name] > 1:
+                    spec[f"models.{role}.source"] += f" #{mark[:SHORT_HASH]}"
+        named.append({**run, "spec": spec})
+    return named
+
+
+def _model(spec: Mapping[str, Any], role: str) -> str:
+    """JSON of what a spec says of one model."""
+    return json.dumps({k: v for k, v in spec.items() if k.startswith(f"models.{role}.")}, sort_keys=True)
+
+
+def _tasks(runs: Sequence[Run]) -> dict[str, str]:
+    """Each run_id's task with the settings that differ, and a short hash where one name stands for several rows."""
+    varying = {
+        name: {key for key in _varying(specs, or_missing=True) if key.startswith("task.")}
+        for name, specs in _grouped(runs, "task").items()
+    }
+    labels = {run["run_id"]: _label(run["task"], run["spec"], varying[run["task"]], "task.") for run in runs}
+    shas: dict[str, set[str | None]] = defaultdict(set)
+    for run in runs:
+        if run["task_sha"] or run["status"] != "failed":  # a run may fail before its rows are known
+            shas[labels[run["run_id"]]].add(run["task_sha"])
+    return {
+        run["run_id"]: f"{label} #{run['task_sha'][:SHORT_HASH]}" if run["task_sha"] and len(shas[label]) > 1 else label
+        for run, label in zip(runs, labels.values(), strict=True)
+    }
+
+
+def _grouped(runs: Iterable[Run], column: str) -> dict[str, list[Mapping[str, Any]]]:
+    """The specs of the runs that share a method or a task."""
+    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for run in runs:
+        found[run[column]].append(run["spec"])
+    return found
+
+
+def _settings(specs: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Keys that tell the arms of one method apart, its models left out."""
+    return {key for key in _varying(specs, or_missing=True) if not key.startswith(("models.", *NOT_AN_ARM))}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; lists are values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _varying(specs: Iterable[Mapping[str, Any]], or_missing: bool = False) -> set[str]:
+    """Keys with more than one value; `or_missing`: not having the key counts as a value."""
+    specs = list(specs)
+    seen: dict[str, set[str]] = defaultdict(set)
+    count: dict[str, int] = defaultdict(int)
+    for spec in specs:
+        for key, value in spec.items():
+            seen[key].add(json.dumps(value, sort_keys=True))
+            count[key] += 1
+    return {key for key, values in seen.items() if len(values) > 1 or (or_missing and count[key] < len(specs))}
+
+
+def _label(name: str, spec: Mapping[str, Any], keys: set[str], prefix: str) -> str:
+    words = [f"{key.removeprefix(prefix)}={_value_text(value)}" for key, value in spec.items() if key in keys]
+    return " ".join([name, *words])
+
+
+def _value_text(value: Any) -> str:
+    whole = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    text = " ".join(whole.split())
+    text = text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 8]}…"
+    # The hash keeps two values apart that begin alike, or that differ in white space alone.
+    return text if text == whole else f"{text} #{digest(whole)[:4]}"

@@ -1,0 +1,108 @@
+import pyarrow as pa
+
+from graft.results.arms import Arm, arms
+from graft.results.records import failure_table, metric_table
+
+
+def of(*records) -> list[Arm]:
+    tables = [failure_table(run) if run.error else metric_table(run, {"accuracy": 0.5}, n=200) for run in records]
+    return list(arms(pa.concat_tables(tables)).values())
+
+
+def names(*records) -> list[str]:
+    return [arm.name for arm in of(*records)]
+
+
+def test_an_arm_is_named_by_what_differs(record) -> None:
+    assert names(record(), record("icl", {"num_shots": 8})) == ["probe", "icl"]
+    assert names(record(settings={"classifier": "knn"}), record()) == [
+        "probe classifier=knn",
+        "probe classifier=logistic",
+    ]
+    many = {"num_shots": 8, "selection": "similar", "calibrate": True, "order": "given"}
+    assert names(record("icl", many), record("icl", many | {"num_shots": 4, "selection": "random"})) == [
+        "icl num_shots=8 selection=similar",
+        "icl num_shots=4 selection=random",
+    ]
+
+
+def test_seeds_and_examples_make_no_arm(record) -> None:
+    runs = [record(seed=seed, examples=examples) for seed in (0, 1) for examples in (8, 64)]
+    assert set(names(*runs)) == {"probe"}
+
+
+def test_nested_settings_and_those_that_only_some_have_are_named(record) -> None:
+    lora = {"adapter": {"peft_type": "LORA", "r": 8}}
+    assert names(record("fiat", lora), record("fiat", {"adapter": "full"})) == [
+        "fiat adapter.peft_type=LORA adapter.r=8",
+        "fiat adapter=full",
+    ]
+
+
+def test_models_are_compared_across_methods(record) -> None:
+    b = record("tart", {}, encoder="org/b", fingerprint="b" * 16)
+    runs = [record(encoder="org/a"), b, record("icl", {}, encoder=None)]
+    assert names(*runs) == ["probe models.encoder.source=org/a", "tart models.encoder.source=org/b", "icl"]
+    assert names(record(encoder="org/a"), record("icl", {}, encoder=None)) == ["probe", "icl"]
+
+
+def test_long_values_are_cut_and_stay_apart(record) -> None:
+    text = "Say which label fits the following text best, and nothing " + "else " * 20
+    first, second = names(record(settings={"instruction": text + "a"}), record(settings={"instruction": text + "b"}))
+    assert first != second
+    assert max(len(first), len(second)) < 70
+
+
+def test_two_files_are_two_tasks(record) -> None:
+    runs = [record(task="file", run_id=name) for name in ("a", "b")]
+    for run in runs:
+        run.spec["task"]["path"] = f"{run.run_id}.csv"
+    assert set(of(*runs)) == {Arm("file path=a.csv", "probe"), Arm("file path=b.csv", "probe")}
+
+
+def test_values_that_differ_in_white_space_alone_stay_apart(record) -> None:
+    assert len(set(names(*(record(settings={"instruction": text}) for text in ("Say why.", "Say  why."))))) == 2
+
+
+def test_the_same_task_on_other_rows_is_another_task(record) -> None:
+    runs = [record(task_sha=sha, run_id=sha) for sha in ("1a2b3c4d", "1a2b3cff", "99999999")]
+    assert [arm.task for arm in of(runs[0], runs[2])] == ["python-docs #1a2b3c", "python-docs #999999"]
+    assert [arm.task for arm in of(runs[0], record(task_sha="1a2b3c4d", seed=1))] == ["python-docs"] * 2
+    assert len({arm.task for arm in of(runs[0], record(seed=1))}) == 2, "rows that nobody knows are not the same"
+
+
+def test_a_failure_before_its_rows_are_known_stays_with_its_task(record) -> None:
+    failed = record(seed=1, error="DataError: no rows")
+    assert [arm.task for arm in of(record(task_sha="1a2b3c4d"), failed)] == ["python-docs"] * 2
+
+
+def test_one_source_with_two_fingerprints_is_two_arms(record) -> None:
+    runs = [record(fingerprint=mark, run_id=mark) for mark in ("aaaaaaaaaa", "bbbbbbbbbb")]
+    assert names(*runs) == [
+        "probe models.encoder.source=org/encoder #aaaaaa",
+        "probe models.encoder.source=org/encoder #bbbbbb",
+    ]
+
+
+def test_two_sources_with_one_fingerprint_are_one_arm(record) -> None:
+    here, there = record(encoder="org/a", seed=0), record(encoder="/models/a", seed=1)
+    assert names(here, there) == ["probe", "probe"]
+    other = record(encoder="org/b", seed=2, fingerprint="f" * 16)
+    assert names(here, there, other) == [
+        *["probe models.encoder.source=/models/a"] * 2,
+        "probe models.encoder.source=org/b",
+    ]
+
+
+def test_models_that_differ_in_a_setting_are_named_by_it(record) -> None:
+    runs = [record(fingerprint=str(layer) * 16, run_id=str(layer)) for layer in (3, 4)]
+    for run in runs:
+        run.spec["models"]["encoder"]["layer"] = int(run.run_id)
+    assert names(*runs) == ["probe models.encoder.layer=3", "probe models.encoder.layer=4"]
+
+
+def test_a_failed_run_without_fingerprints_stands_with_its_model(record) -> None:
+    failed = record(encoder="org/a", seed=1, error="out of memory", models={})
+    done = [record(encoder="org/a"), record(encoder="/models/a", seed=2)]
+    other = record(encoder="org/b", seed=3, fingerprint="f" * 16)
+    assert names(*done, other, failed)[3] == "probe models.encoder.source=/models/a"
