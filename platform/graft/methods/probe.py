@@ -101,6 +101,8 @@ class Classify(Node):
 
     def fit(self, rows: pa.Table, context: Context) -> Self:
         """Scale, then fit the classifier on all rows; what is selected is selected on folds inside them."""
+        from threadpoolctl import threadpool_limits
+
         features = matrix(rows[self.reads[0]]).astype(np.float64)
         targets = rows["target"].to_pylist()
         assert context.labels is not None  # Probe.graph saw to it
@@ -112,10 +114,12 @@ class Classify(Node):
         classes = np.array([labels.index(target) for target in targets])
         common = {"labels": labels, "centre": centre, "scale": scale}
         regime = _cross_validated(context.experiment.regime)
-        if self.classifier == "knn":
-            k = _select(NEIGHBOURS, lambda k: _neighbours(k, len(labels)), scaled, classes, regime)
-            return dataclasses.replace(self, **common, neighbours=k, memory=scaled, memory_labels=classes)
-        coef, intercept = fit_affine(self.classifier, scaled, classes, len(labels), regime)
+        # measured: on matrices this small a second BLAS thread makes a fit ten times slower.
+        with threadpool_limits(1, user_api="blas"):
+            if self.classifier == "knn":
+                k = _select(NEIGHBOURS, lambda k: _neighbours(k, len(labels)), scaled, classes, regime)
+                return dataclasses.replace(self, **common, neighbours=k, memory=scaled, memory_labels=classes)
+            coef, intercept = fit_affine(self.classifier, scaled, classes, len(labels), regime)
         return dataclasses.replace(self, **common, coef=coef, intercept=intercept)
 
     def run(self, rows: pa.Table) -> pa.Table:
