@@ -106,3 +106,10 @@ def test_a_failed_run_without_fingerprints_stands_with_its_model(record) -> None
     done = [record(encoder="org/a"), record(encoder="/models/a", seed=2)]
     other = record(encoder="org/b", seed=3, fingerprint="f" * 16)
     assert names(*done, other, failed)[3] == "probe models.encoder.source=/models/a"
+
+
+def test_beside_another_method_a_setting_that_is_not_the_default_is_named(record) -> None:
+    assert names(record(settings={"classifier": "knn"}), record("icl", {"num_shots": 8})) == [
+        "probe classifier=knn",
+        "icl",
+    ]

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from graft.errors import SpecError
 from graft.hashing import digest
+from graft.spec import section_class
 
 NOT_AN_ARM = ("name", "task.", "method.name", "regime.examples", "regime.seed", "training.seed", "sweep")
 """Keys of a spec that never tell two arms apart: the question, the axis and the repetitions."""
@@ -36,14 +38,19 @@ class Arm(NamedTuple):
 def arms(metrics: pa.Table) -> dict[str, Arm]:
     """Each run_id's arm: `probe classifier=logistic`, `icl num_shots=8`, or `probe` where nothing differs.
 
-    Settings of a method are compared among the runs of that method, models among all runs that have the role.
+    Settings of a method are named where they differ among its runs, and beside other methods where they differ from
+    their defaults; models where they differ among all runs that have the role.
     Runs share a task where its name, its settings and its rows are the same; rows that differ under one name are
     told apart by a hash: `file path=reviews.csv #1a2b3c`.
     """
     columns = ["run_id", "method", "task", "status", "spec", "models", "task_sha"]
     runs = _named_by_content([_read(row) for row in metrics.select(columns).to_pylist()])
     models = {key for key in _varying([run["spec"] for run in runs]) if key.startswith("models.")}
-    of_method = {name: models | _settings(specs) for name, specs in _grouped(runs, "method").items()}
+    methods = _grouped(runs, "method")
+    of_method = {
+        name: models | _settings(specs) | (_chosen(name, specs) if len(methods) > 1 else set())
+        for name, specs in methods.items()
+    }
     tasks = _tasks(runs)
     return {
         run["run_id"]: Arm(
@@ -123,6 +130,20 @@ def _grouped(runs: Iterable[Run], column: str) -> dict[str, list[Mapping[str, An
 def _settings(specs: Sequence[Mapping[str, Any]]) -> set[str]:
     """Keys that tell the arms of one method apart, its models left out."""
     return {key for key in _varying(specs, or_missing=True) if not key.startswith(("models.", *NOT_AN_ARM))}
+
+
+def _chosen(method: str, specs: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Keys of a method whose value is not the default: without them `classifier: knn` would read as a plain probe."""
+    try:
+        fields = section_class("method", method).model_fields
+    except SpecError:
+        return set()  # the package that it came from is not installed here
+    values = {key.removeprefix("method."): value for key, value in specs[0].items() if key.startswith("method.")}
+    return {
+        f"method.{key}"
+        for key, value in values.items()
+        if key in fields and key != "name" and value != fields[key].default
+    }
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
