@@ -39,7 +39,7 @@ def test_sixty_seconds_with_your_own_rows(tmp_path: Path, minilm: str) -> None:
 
 def test_the_method_of_the_readme_runs_as_a_package_of_its_own(tmp_path: Path, tiny_bert: Path) -> None:
     (code,) = blocks("python", "Adding a method")
-    assert len(code.splitlines()) < 65
+    assert len([line for line in code.splitlines() if line.strip()]) < 45
     package = tmp_path / "my_package"
     package.mkdir()
     (package / "prototype.py").write_text(code)
