@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from graft import runner
-from graft.spec import Experiment, read_yaml
+from graft.spec import Experiment
+from graft.specfile import read_yaml
 from graft.storage import open_storage
 from graft.sweeps.axes import expand
 

@@ -9,12 +9,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "platform" / "graft"
 LAYERS = (
-    {"spec", "errors", "hashing", "seeds", "storage", "arrays"},
+    {"spec", "specfile", "errors", "hashing", "seeds", "storage", "arrays"},
     {"models", "store"},
     {"graph", "tasks"},
     {"methods"},
     {"results", "pretraining", "training"},
-    {"runner"},
+    {"runner", "runs"},
     {"sweeps", "serving", "prediction", "diagnosis"},
     {"cli"},
 )

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs, parquet
 
 import graft
-from graft import models, runner
+from graft import models, runner, runs
 from graft.errors import DataError, GraftError, ModelError
 from graft.prediction import predict_file
 from graft.results.records import METRICS
@@ -253,7 +253,7 @@ def test_any_file_system_holds_runs_and_columns(logistic: Experiment) -> None:
     memory = fs.SubTreeFileSystem("/desk", fs.PyFileSystem(fs.FSSpecHandler(MemoryFileSystem())))
     planned = runner.plan(logistic)
     first = runner.carry_out(planned, memory, runner.open_store(memory))
-    shown = runner.read_result(memory, f"runs/{planned.run_id}")
+    shown = runs.read_result(memory, f"runs/{planned.run_id}")
     assert shown.metrics.equals(first.metrics)
     assert shown.graph.run(first.predictions.select(["id", "text"]))["prediction"].equals(
         first.predictions["prediction"]
@@ -301,4 +301,4 @@ def test_a_changed_model_is_noticed_when_a_run_is_loaded(logistic: Experiment, t
 
 def test_an_unknown_run_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(GraftError, match="graft ls"):
-        runner.load("nothing", tmp_path)
+        runs.load("nothing", tmp_path)

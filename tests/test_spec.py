@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.errors import SpecError
-from graft.spec import Experiment, override, read_yaml, replaced
+from graft.spec import Experiment
+from graft.specfile import override, read_yaml, replaced
 from graft.sweeps.axes import expand
 
 MINIMAL = {"name": "x", "task": {"name": "digits"}, "method": {"name": "probe"}}

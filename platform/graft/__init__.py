@@ -8,7 +8,7 @@ from typing import Any
 
 _NAMES = {
     "Experiment": "graft.spec:Experiment",
-    "load": "graft.runner:load",
+    "load": "graft.runs:load",
     "models": "graft.models:",
     "GraftError": "graft.errors:GraftError",
 }

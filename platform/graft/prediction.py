@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from graft import runner
+from graft import runner, runs
 from graft.errors import DataError, StoreError
 from graft.graph import Progress, no_progress
 from graft.storage import open_storage, write_atomic
@@ -27,9 +27,9 @@ def predict_file(run: str, file: Path, out: Path, storage: str = ".", progress: 
         raise DataError(f"-o {out}: {out.suffix or 'no suffix'} is not a format; use one of {', '.join(FORMATS)}")
     if out.resolve() == file.resolve():
         raise DataError(f"-o {out}: is the file that is read; give another name")
-    files, folder = runner.open_run(run, storage)
-    graph = runner.load_graph(files, folder)
-    rows = question_rows(file, graph.inputs, runner.read_spec(files, folder).task.kind)
+    files, folder = runs.open_run(run, storage)
+    graph = runs.load_graph(files, folder)
+    rows = question_rows(file, graph.inputs, runs.read_spec(files, folder).task.kind)
     store = runner.open_store(open_storage(storage))
     answers = runner.predictions(graph.run(rows, store, progress), graph.inputs)
     store.flush()

@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from graft.spec import Experiment, replaced
+from graft.spec import Experiment
+from graft.specfile import replaced
 
 
 def expand(experiment: Experiment) -> list[Experiment]:
