@@ -82,8 +82,6 @@ class Task(Section):
 
     name: str
     """Name of the task in `graft.tasks.TASKS`."""
-    group: str | None = None
-    """Column for grouped intervals (language, source); null for none."""
     test_examples: int = Field(1000, ge=1)
     """Rows in the test set, drawn once by a fixed seed; at most a third of all rows."""
     template: str = "default"

@@ -40,5 +40,5 @@ def test_the_test_set_can_be_smaller() -> None:
 
 def test_there_is_no_column_to_group_by() -> None:
     spec = {"name": "x", "task": {"name": "wine", "group": "grower"}, "method": {"name": "probe"}}
-    with pytest.raises(SpecError, match=r"group: this task has no column to group by; leave it out"):
+    with pytest.raises(SpecError, match=r"task: unknown key 'group'"):
         Experiment.from_mapping(spec)

@@ -43,6 +43,8 @@ class FileTask(Task):
     """Column of free-text answers (generation)."""
     rationale: str | None = Field(None, min_length=1)
     """Column of gold rationales; null for none."""
+    group: str | None = None
+    """Column for grouped intervals (language, source); null for none."""
 
     @model_validator(mode="after")
     def _each_choice_is_made_once(self) -> Self:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
-from pydantic import field_validator
 
 from graft.errors import DataError
 from graft.spec import Task
@@ -59,13 +58,6 @@ class PythonDocs(Task):
     """Docstrings of Python's standard library, classified by topic; about 3,500 rows and 8 labels."""
 
     name: Literal["python-docs"]
-
-    @field_validator("group")
-    @classmethod
-    def _no_groups(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("this task has no column to group by; leave it out")
-        return value
 
     @property
     def kind(self) -> str:

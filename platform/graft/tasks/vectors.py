@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import field_validator
 
 from graft.spec import Task
 from graft.tasks.dataset import Dataset, input_field
@@ -16,13 +15,6 @@ from graft.tasks.split import divide
 
 class VectorTask(Task):
     """A classification of vectors that scikit-learn carries; its templates are not used."""
-
-    @field_validator("group")
-    @classmethod
-    def _no_groups(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("this task has no column to group by; leave it out")
-        return value
 
     @property
     def kind(self) -> str:
