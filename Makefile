@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 GRAFT := $(BIN)/graft
-# Pins PyPI's packages to the versions that the tests ran with.
+# Constraints pin every package to the version that the tests ran with.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help setup demo test test-all lint typecheck bench clean
