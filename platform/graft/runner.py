@@ -32,12 +32,12 @@ from graft.errors import GraftError, StoreError
 from graft.graph import Context, Graph, Progress, class_path, no_progress
 from graft.results.records import Record, Result, environment, git_commit, metric_table, write_table
 from graft.spec import Experiment, ModelSource
-from graft.storage import exists, local_root, open_storage, write_atomic
+from graft.storage import exists, local_root, open_storage, write_atomic, writing
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
 from graft.tasks import metrics
 from graft.tasks.dataset import Dataset
 from graft.tasks.regimes import draw
-from graft.tasks.templates import template_for
+from graft.tasks.templates import Template, template_for
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Plan:
 
     experiment: Experiment
     dataset: Dataset
+    template: Template
     examples: pa.Table
     models: dict[str, Any]
     graph: Graph
@@ -100,10 +101,10 @@ def plans(experiments: Sequence[Experiment]) -> list[Plan]:
 
 def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> Plan:
     assert experiment.method is not None  # resolved() saw to it
-    template_for(experiment.task.template, dataset.inputs, dataset.kind, dataset.labels is None)
+    template = template_for(experiment.task.template, dataset.inputs, dataset.kind, dataset.labels is None)
     examples = draw(dataset, experiment.regime)
     graph = experiment.method.graph(experiment.task, dataset, handles)
-    return Plan(experiment, dataset, examples, handles, graph, run_id(experiment, dataset, handles, graph))
+    return Plan(experiment, dataset, template, examples, handles, graph, run_id(experiment, dataset, handles, graph))
 
 
 def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any], graph: Graph) -> str:
@@ -208,27 +209,13 @@ def predictions(answers: pa.Table, inputs: Sequence[str]) -> pa.Table:
 
 
 def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.Table, seconds: float) -> Record:
-    experiment, generation = planned.experiment, planned.dataset.labels is None
-    assert experiment.method is not None
-    template = template_for(experiment.task.template, planned.dataset.inputs, planned.dataset.kind, generation)
     handles = planned.models
     trained = sum(node.parameters_trained() for node in graph.nodes)
     cut = [name for name in answers.column_names if name.endswith("_tokens_cut")]
     return Record(
-        run_id=planned.run_id,
-        name=experiment.name,
-        method=experiment.method.name,
-        task=experiment.task.name,
-        examples=planned.examples.num_rows,
-        seed=experiment.regime.seed,
-        spec=experiment.to_mapping(),
-        task_sha=planned.dataset.fingerprint,
-        equal_inputs=planned.dataset.equal_inputs,
-        prompt_sha=hashing.digest(template.sha, getattr(experiment.method, "instruction", None)),
-        models={role: {"source": h.source.source, "fingerprint": h.fingerprint} for role, h in handles.items()},
+        **_head(planned),
+        prompt_sha=hashing.digest(planned.template.sha, getattr(planned.experiment.method, "instruction", None)),
         device=next((str(handle.device) for handle in handles.values()), "cpu"),
-        versions=_environment(),
-        git_commit=_git_commit(),
         seconds=seconds,
         texts_cut=sum(int(np.count_nonzero(answers[name])) for name in cut),
         peak_memory_bytes=_peak_memory_bytes(),
@@ -238,22 +225,33 @@ def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.T
     )
 
 
-def failure(experiment: Experiment, run: str, error: BaseException) -> Record:
-    """The record of an experiment that could not be carried out."""
-    assert experiment.method is not None
+def failure(planned: Plan, error: BaseException) -> Record:
+    """The record of a planned experiment that could not be carried out."""
     text = str(error) if isinstance(error, GraftError) else "".join(traceback.format_exception_only(error)).strip()
-    return Record(
-        run_id=run,
-        name=experiment.name,
-        method=experiment.method.name,
-        task=experiment.task.name,
-        examples=experiment.regime.examples,
-        seed=experiment.regime.seed,
-        error=text,
-        spec=experiment.to_mapping(),
-        versions=_environment(),
-        git_commit=_git_commit(),
-    )
+    return Record(**_head(planned), error=text)
+
+
+def _head(planned: Plan) -> dict[str, Any]:
+    """What a record says of an experiment whether or not it could be carried out."""
+    experiment = planned.experiment
+    assert experiment.method is not None
+    return {
+        "run_id": planned.run_id,
+        "name": experiment.name,
+        "method": experiment.method.name,
+        "task": experiment.task.name,
+        "examples": planned.examples.num_rows,
+        "seed": experiment.regime.seed,
+        "spec": experiment.to_mapping(),
+        "task_sha": planned.dataset.fingerprint,
+        "equal_inputs": planned.dataset.equal_inputs,
+        "models": {
+            role: {"source": handle.source.source, "fingerprint": handle.fingerprint}
+            for role, handle in planned.models.items()
+        },
+        "versions": _environment(),
+        "git_commit": _git_commit(),
+    }
 
 
 # Neither changes while the process lives, and git is a process of its own.
@@ -291,18 +289,19 @@ def _size(source: ModelSource) -> str:
 def _save_graph(graph: Graph, files: fs.SubTreeFileSystem, folder: str) -> None:
     """Write the graph; on a local disk whole or not at all, since another process may be writing the same one."""
     draft = f"{folder}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp" if local_root(files) else folder
-    try:
-        with tempfile.TemporaryDirectory() as local:
-            graph.save(local)
-            fs.copy_files(local, draft, source_filesystem=fs.LocalFileSystem(), destination_filesystem=files)
-        if draft != folder:
-            if exists(files, folder):
-                files.delete_dir(folder)
-            files.move(draft, folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            files.delete_dir(draft)
-        raise StoreError(f"{folder}: cannot be written: {error}; free some space or give another --storage") from error
+    with writing(folder):
+        try:
+            with tempfile.TemporaryDirectory() as local:
+                graph.save(local)
+                fs.copy_files(local, draft, source_filesystem=fs.LocalFileSystem(), destination_filesystem=files)
+            if draft != folder:
+                if exists(files, folder):
+                    files.delete_dir(folder)
+                files.move(draft, folder)
+        except OSError:
+            with contextlib.suppress(OSError):
+                files.delete_dir(draft)
+            raise
 
 
 @contextlib.contextmanager
@@ -322,11 +321,9 @@ def _logging_to(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
     """Log into the run's `run.log`; for remote storage beside it, uploaded at the end."""
     root = local_root(files)
     path = (root / folder if root else Path(tempfile.mkdtemp())) / "run.log"
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}; free some space or give another --storage") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("graft")
     level = logger.level

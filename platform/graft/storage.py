@@ -3,6 +3,7 @@
 import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,15 +55,25 @@ def write_atomic(files: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> No
     """
     folder, _, name = path.rpartition("/")
     draft = f"{folder}/.{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp".lstrip("/")
+    with writing(path):
+        try:
+            if folder:
+                files.create_dir(folder, recursive=True)
+            with files.open_output_stream(draft) as stream:
+                stream.write(data)
+            files.move(draft, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                files.delete_file(draft)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Whatever refuses to be written inside is a StoreError that names `path` and the cure."""
     try:
-        if folder:
-            files.create_dir(folder, recursive=True)
-        with files.open_output_stream(draft) as stream:
-            stream.write(data)
-        files.move(draft, path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            files.delete_file(draft)
         raise StoreError(f"{path}: cannot be written: {error}; free some space or give another --storage") from error
 
 

@@ -220,10 +220,8 @@ def _lda(num_labels: int) -> Fit:
         within = features - means[place]
         # One row per label tells nothing of their spread: an equal one everywhere is the nearest mean.
         covariance = LedoitWolf(assume_centered=True).fit(within).covariance_ if within.any() else np.eye(len(means.T))
-        coef, intercept = np.zeros((features.shape[1], num_labels)), np.full(num_labels, -np.inf)
-        coef[:, seen] = np.linalg.solve(covariance, means.T)
-        intercept[seen] = np.log(counts / len(classes)) - 0.5 * (means.T * coef[:, seen]).sum(axis=0)
-        return coef, intercept
+        coef = np.linalg.solve(covariance, means.T)
+        return _placed(coef, np.log(counts / len(classes)) - 0.5 * (means.T * coef).sum(axis=0), seen, num_labels)
 
     return fit
 
@@ -236,11 +234,8 @@ def _centroid(num_labels: int) -> Fit:
             # Its within-class spread, which is not used here, is undefined for one row per label.
             warnings.filterwarnings("ignore", "self.within_class_std_dev_")
             model = NearestCentroid().fit(features, classes)
-        coef, intercept = np.zeros((features.shape[1], num_labels)), np.full(num_labels, -np.inf)
         # -|x - c|^2 up to |x|^2, which all labels share
-        coef[:, model.classes_] = 2 * model.centroids_.T
-        intercept[model.classes_] = -(model.centroids_**2).sum(axis=1)
-        return coef, intercept
+        return _placed(2 * model.centroids_.T, -(model.centroids_**2).sum(axis=1), model.classes_, num_labels)
 
     return fit
 
@@ -250,22 +245,26 @@ def _majority(num_labels: int) -> Fit:
         from sklearn.dummy import DummyClassifier
 
         model = DummyClassifier(strategy="prior").fit(features, classes)
-        intercept = np.full(num_labels, -np.inf)
-        intercept[model.classes_] = np.log(model.class_prior_)
-        return np.zeros((features.shape[1], num_labels)), intercept
+        coef = np.zeros((features.shape[1], len(model.classes_)))
+        return _placed(coef, np.log(model.class_prior_), model.classes_, num_labels)
 
     return fit
 
 
 def _columns(model: Any, num_labels: int) -> Affine:
-    """A linear scikit-learn classifier with a column per label: two labels share one there, absent ones have none."""
-    own_coef, own_intercept = model.coef_, model.intercept_
+    """A linear scikit-learn classifier with a column per label: two labels share one there."""
+    coef, intercept = model.coef_, model.intercept_
     if len(model.classes_) == 2:
-        own_coef = np.vstack([np.zeros_like(own_coef), own_coef])
-        own_intercept = np.concatenate([np.zeros(1), own_intercept])
-    coef, intercept = np.zeros((own_coef.shape[1], num_labels)), np.full(num_labels, -np.inf)
-    coef[:, model.classes_] = own_coef.T
-    intercept[model.classes_] = own_intercept
+        coef = np.vstack([np.zeros_like(coef), coef])
+        intercept = np.concatenate([np.zeros(1), intercept])
+    return _placed(coef.T, intercept, model.classes_, num_labels)
+
+
+def _placed(own_coef: np.ndarray, own_intercept: np.ndarray, seen: np.ndarray, num_labels: int) -> Affine:
+    """The columns of the labels that were seen among those of all labels; an unseen one has probability 0."""
+    coef, intercept = np.zeros((len(own_coef), num_labels)), np.full(num_labels, -np.inf)
+    coef[:, seen] = own_coef
+    intercept[seen] = own_intercept
     return coef, intercept
 
 

@@ -102,7 +102,7 @@ def _outcome(
         result: Result = runner.carry_out(plan, files, store, progress)
     except Exception as error:
         log.warning("%s failed: %s: %s", plan.run_id, type(error).__name__, error)
-        return failure_table(runner.failure(plan.experiment, plan.run_id, error)), None
+        return failure_table(runner.failure(plan, error)), None
     run_ids = pa.array([plan.run_id] * result.predictions.num_rows)
     return result.metrics, result.predictions.add_column(0, "run_id", run_ids)
 
