@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -222,10 +222,7 @@ class ColumnStore:
         return None
 
     def _record(self, fingerprint: str, reads: int, seconds_saved: float) -> None:
-        account = self._usage.setdefault(fingerprint, {"reads": 0, "seconds_saved": 0.0, "last_used": 0.0})
-        account["reads"] += reads
-        account["seconds_saved"] += seconds_saved
-        account["last_used"] = time.time()
+        _add(self._usage, fingerprint, {"reads": reads, "seconds_saved": seconds_saved, "last_used": time.time()})
         self.reads += reads
         self.seconds_saved += seconds_saved
 
@@ -239,10 +236,7 @@ class ColumnStore:
         for name in names:
             try:
                 for fingerprint, account in json.loads(read_bytes(self.files, f"usage/{name}")).items():
-                    mine = total.setdefault(fingerprint, {"reads": 0, "seconds_saved": 0.0, "last_used": 0.0})
-                    mine["reads"] += account["reads"]
-                    mine["seconds_saved"] += account["seconds_saved"]
-                    mine["last_used"] = max(mine["last_used"], account["last_used"])
+                    _add(total, fingerprint, account)
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue  # an account that cannot be read costs a statistic, nothing more
         return total
@@ -303,6 +297,14 @@ class ColumnStore:
                 self.files.delete_file(path)
             self._bytes -= size
             log.info("store: evicted %s (%d bytes), the least recently used", path, size)
+
+
+def _add(total: dict[str, dict[str, float]], fingerprint: str, account: Mapping[str, float]) -> None:
+    """Add one account of a column to what is known of it."""
+    mine = total.setdefault(fingerprint, {"reads": 0, "seconds_saved": 0.0, "last_used": 0.0})
+    mine["reads"] += account["reads"]
+    mine["seconds_saved"] += account["seconds_saved"]
+    mine["last_used"] = max(mine["last_used"], account["last_used"])
 
 
 def _modified(info: fs.FileInfo) -> float:
