@@ -207,7 +207,14 @@ sweep:
 
 
 def test_interrupted_it_says_so_and_the_same_command_goes_on(desk: Path) -> None:
-    process = subprocess.Popen([*GRAFT, "run", "sweep.yaml"], cwd=desk, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with the signal ignored, and children inherit that: a user's terminal does not.
+    process = subprocess.Popen(
+        [*GRAFT, "run", "sweep.yaml"],
+        cwd=desk,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(desk.glob("runs/*/metrics.parquet")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
