@@ -6,6 +6,7 @@
     ├── ModelError        a model that cannot be found, read or used like this
     ├── StoreError        the column store or the storage under it
     ├── CheckpointError   a checkpoint that cannot be written or read
+    ├── ClusterError      a Ray cluster that cannot be started or joined
     └── ServeError        a served graph
 
 A message says what is wrong, where (`method.adapter.r`), what was got, what is allowed, and the cure,
@@ -42,6 +43,12 @@ class StoreError(GraftError):
 
 class CheckpointError(GraftError):
     """A checkpoint cannot be written or read."""
+
+    exit_code = 1
+
+
+class ClusterError(GraftError):
+    """A Ray cluster cannot be started, or cannot be joined."""
 
     exit_code = 1
 
