@@ -1,11 +1,11 @@
 # Every command a contributor needs; `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
-GRAFT := $(BIN)/graft
+PORT ?= 8000
 # Constraints pin every package to the version that the tests ran with.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test test-all lint typecheck bench clean
+.PHONY: help setup demo test test-slow test-all lint typecheck bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -20,11 +20,14 @@ setup: .venv/installed ## make .venv and install graft with the extras demo and 
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	@touch $@
 
-demo: setup ## run the quickstart: every probe on a real task, a table and a report
-	$(GRAFT) run jobs/specs/quickstart.yaml --storage demo
+demo: setup ## sweep the quickstart (every probe on a real task), report, serve the best arm, ask it once
+	PATH="$(CURDIR)/$(BIN):$$PATH" jobs/demo.sh demo $(PORT)
 
 test: setup ## run the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow and not gpu and not cluster'
+
+test-slow: setup ## run those that take minutes: killed sweeps, several Ray nodes
+	$(BIN)/python -m pytest -m '(slow or cluster) and not gpu'
 
 test-all: setup ## run every test that this machine can run
 	$(BIN)/python -m pytest
@@ -39,6 +42,7 @@ typecheck: setup ## check types
 
 bench: setup ## measure; each prints ratios of both sides from one run
 	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/sweep.py
 
 clean: ## remove what the targets made, the environment included
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis platform/graft_compose.egg-info

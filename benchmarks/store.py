@@ -7,7 +7,6 @@ store each pays for that itself; with it the first trial pays and the others rea
 put through the encoder) and wall-clock of both sides, and their ratios. Both sides start with the encoder loaded.
 """
 
-import platform
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from graft.spec import Experiment
 from graft.specfile import read_yaml
 from graft.storage import open_storage
 from graft.sweeps.axes import expand
+from machine import machine
 
 SPEC = Path(__file__).parent.parent / "jobs" / "specs" / "quickstart.yaml"
 AXES = {"method.classifier": ["centroid", "logistic"], "regime.examples": [32, 512]}
@@ -52,20 +52,11 @@ def main() -> None:
     planned[0].models["encoder"].embed(["warm up"])
     kept = measure(planned, with_store=True)
     plain = measure(planned, with_store=False)
-    print(f"{len(planned)} trials, {planned[0].dataset.test.num_rows} test rows, {_machine()}")
+    print(f"{len(planned)} trials, {planned[0].dataset.test.num_rows} test rows, {machine()}")
     print(f"{'':<16}{'seconds':>10}{'forward passes':>16}{'rows read':>12}")
     print(f"{'without store':<16}{plain[0]:>10.1f}{plain[1]:>16,}{plain[2]:>12,}")
     print(f"{'with store':<16}{kept[0]:>10.1f}{kept[1]:>16,}{kept[2]:>12,}")
     print(f"{'ratio':<16}{plain[0] / kept[0]:>9.1f}x{plain[1] / kept[1]:>15.1f}x")
-
-
-def _machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Models that every test may use: tiny random ones of each kind, and two real ones where they are present."""
 
 import importlib.metadata
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 SENTENCES = [
@@ -153,3 +157,42 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not on this machine")
     return path
+
+
+MARK = "GRAFT_TEST_SESSION"
+"""Environment variable that every process started by the tests inherits, however far it detaches itself."""
+
+
+def started_by_tests() -> list[psutil.Process]:
+    """Every living process, this one aside, that the tests or something that they started has started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marked = process.environ().get(MARK) == str(os.getpid())
+            if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue  # it ended meanwhile, or is another user's
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_survives() -> Iterator[None]:
+    """What the tests start, they end: checked when the last of them has run."""
+    os.environ[MARK] = str(os.getpid())
+    yield
+    for _ in range(60):  # the cluster of a killed driver notices within seconds
+        left = [process for process in started_by_tests() if "resource_tracker" not in " ".join(process.cmdline())]
+        if not left:
+            return
+        time.sleep(0.5)
+    pytest.fail(f"processes survive the tests: {[' '.join(process.cmdline())[:120] for process in left]}")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(no_process_survives: None) -> Iterator[Any]:
+    """A cluster of two logical CPUs in this process, shared by all tests that need no cluster of their own."""
+    from graft.cluster import connect
+
+    with connect(None, "tests") as cluster:
+        yield cluster

@@ -10,12 +10,13 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "platform" / "graft"
 LAYERS = (
     {"spec", "specfile", "errors", "hashing", "seeds", "storage", "arrays"},
-    {"models", "store"},
+    {"models", "store", "cluster"},
     {"graph", "tasks"},
-    {"methods"},
+    {"methods", "crew", "pool"},
     {"results", "pretraining", "training"},
     {"runner", "runs"},
     {"sweeps", "serving", "prediction", "diagnosis"},
+    {"terminal"},
     {"cli"},
 )
 """Bottom first; a module imports from its own layer and from those below."""

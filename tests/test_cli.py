@@ -1,7 +1,6 @@
 """The command line as a user meets it: real processes, exit codes, one-line errors."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
@@ -52,7 +50,7 @@ def test_help_is_quick_and_enough(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     answer = graft("--help", cwd=tmp_path)
     user_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    for command in ("validate", "run", "report", "predict", "ls", "show", "doctor"):
+    for command in ("validate", "run", "sweep", "report", "predict", "ls", "show", "doctor"):
         assert command in answer.stdout
         assert graft(command, "--help", cwd=tmp_path).returncode == 0
     # Processor time, not the clock: it stands for what --help imports.
@@ -154,37 +152,46 @@ def test_wrong_input_is_one_line_with_the_cure_and_exit_code_2(desk: Path, words
     assert list(desk.glob("runs/*")) == []
 
 
-def metrics_of(desk: Path) -> pa.Table:
-    (sweep,) = (desk / "sweeps").iterdir()
-    table = parquet.read_table(sweep / "metrics.parquet")
-    keys = ["run_id", "metric", "value", "n", "examples", "seed", "status"]
-    return table.select(keys).sort_by([("run_id", "ascending"), ("metric", "ascending")])
+def test_a_spec_with_a_sweep_is_swept_and_one_without_is_run(desk: Path) -> None:
+    ran = graft("run", "sweep.yaml", cwd=desk)
+    assert ran.returncode == 2
+    assert ran.stderr == "error: sweep.yaml: this spec has a sweep; carry it out with: graft sweep sweep.yaml\n"
+    swept = graft("sweep", "spec.yaml", cwd=desk)
+    assert swept.returncode == 2
+    assert swept.stderr == "error: spec.yaml: this spec has no sweep; carry it out with: graft run spec.yaml\n"
+    dry = graft("sweep", "sweep.yaml", "--dry-run", cwd=desk)
+    assert dry.returncode == 0, dry.stderr
+    assert "18 runs" in dry.stdout
+    assert not (desk / "runs").exists()
 
 
-def test_a_sweep_killed_again_and_again_ends_with_the_same_table(
-    desk: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    calm = tmp_path_factory.mktemp("calm")
-    (calm / "sweep.yaml").write_text(SWEEP)
-    answer = graft("run", "sweep.yaml", cwd=calm)
-    assert answer.returncode == 0, answer.stderr
-    assert "report:" in answer.stdout
-    killed = 0
-    while len(list(desk.glob("runs/*/metrics.parquet"))) < 12 and killed < 40:
-        had = len(list(desk.glob("runs/*/metrics.parquet")))
-        process = subprocess.Popen(
-            [*GRAFT, "run", "sweep.yaml"], cwd=desk, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while len(list(desk.glob("runs/*/metrics.parquet"))) < had + 4 and process.poll() is None:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        killed += 1
-    assert killed >= 3
-    listed = graft("ls", cwd=desk)
-    assert listed.returncode == 0, listed.stderr
-    assert graft("run", "sweep.yaml", cwd=desk).returncode == 0
-    assert metrics_of(desk).equals(metrics_of(calm))
+def test_a_sweep_from_an_empty_folder_and_once_more(desk: Path) -> None:
+    swept = graft("sweep", "sweep.yaml", cwd=desk)
+    assert swept.returncode == 0, swept.stderr
+    assert "probe classifier=ridge" in swept.stdout
+    (report,) = (desk / "sweeps").glob("*/report.html")
+    assert f"report: {report}" in swept.stdout.replace("\n", "")
+    again = graft("sweep", "sweep.yaml", cwd=desk)
+    assert again.stdout == swept.stdout
+    assert "18 of 18 runs are done already" in again.stderr
+    # Nothing is missing, so no cluster is asked for, not even one that is not there.
+    assert graft("sweep", "sweep.yaml", "--address", "127.0.0.1:1", cwd=desk).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "expected"),
+    [
+        ("127.0.0.1:1", 1, "no cluster answers here"),
+        ("http://127.0.0.1:8265", 2, "give host:port of a head node"),
+        ("nowhere", 2, "give host:port of a head node"),
+    ],
+)
+def test_an_address_without_a_cluster_is_one_line(desk: Path, address: str, code: int, expected: str) -> None:
+    answer = graft("sweep", "sweep.yaml", "--address", address, cwd=desk)
+    assert answer.returncode == code
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
+    assert expected in line
+    assert not (desk / "runs").exists()
 
 
 def test_a_failed_member_is_a_row_and_the_exit_code_says_so(desk: Path, tiny_llama: Path) -> None:
@@ -196,7 +203,7 @@ sweep:
     models: [{{encoder: {{source: {tiny_llama}}}, base: {{source: {tiny_llama}}}}}]
 """
     (desk / "mixed.yaml").write_text(values + sweep)
-    answer = graft("run", "mixed.yaml", cwd=desk)
+    answer = graft("sweep", "mixed.yaml", cwd=desk)
     assert answer.returncode == 1, answer.stderr
     (folder,) = (desk / "sweeps").iterdir()
     rows = parquet.read_table(folder / "metrics.parquet").to_pylist()
@@ -209,7 +216,7 @@ sweep:
 def test_interrupted_it_says_so_and_the_same_command_goes_on(desk: Path) -> None:
     # A shell starts background jobs with the signal ignored, and children inherit that: a user's terminal does not.
     process = subprocess.Popen(
-        [*GRAFT, "run", "sweep.yaml"],
+        [*GRAFT, "sweep", "sweep.yaml"],
         cwd=desk,
         stderr=subprocess.PIPE,
         text=True,
@@ -222,7 +229,7 @@ def test_interrupted_it_says_so_and_the_same_command_goes_on(desk: Path) -> None
     assert process.returncode == 130
     assert "goes on" in errors
     assert "Traceback" not in errors
-    assert graft("run", "sweep.yaml", cwd=desk).returncode == 0
+    assert graft("sweep", "sweep.yaml", cwd=desk).returncode == 0
 
 
 def test_doctor_finds_this_machine_well(desk: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +12,7 @@ import pytest
 
 from graft import models
 from graft.errors import DataError, GraftError, ModelError, SpecError
-from graft.graph import Context, Graph, Node, run_node
+from graft.graph import Context, Graph, Node, Progress, run_node
 from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.store import ColumnStore
@@ -108,6 +109,45 @@ def test_another_setting_is_another_column(store: ColumnStore) -> None:
     run_node(Double(), rows([1]), store)
     assert run_node(Double(factor=3), rows([1]), store)["doubled"].to_pylist() == [3]
     assert Double().fingerprint() == Double().fingerprint() != Double(factor=3).fingerprint()
+
+
+@dataclasses.dataclass
+class Elsewhere:
+    """A pool that stores all rows but the last `leaves`."""
+
+    min_rows: int
+    leaves: int = 0
+    asked: list[int] = dataclasses.field(default_factory=list)
+
+    def fill(self, node: Node, keys: Sequence[bytes], rows: pa.Table, store: ColumnStore, progress: Progress) -> None:
+        kept = rows.num_rows - self.leaves
+        self.asked.append(rows.num_rows)
+        store.append(node.column(), keys[:kept], node.run(rows.slice(0, kept)), 1.0)
+
+
+def test_a_pool_computes_what_is_missing_in_great_number(store: ColumnStore) -> None:
+    pool = Elsewhere(min_rows=3)
+    run_node(Double(), rows([1, 2, 3]), store, pool=pool)
+    assert pool.asked == [], "as many as min_rows are computed here"
+    answers = run_node(Double(), rows([9, 1, 8, 9, 7, 6, 2]), store, pool=pool)
+    assert pool.asked == [4], "distinct rows that the store lacks"
+    assert answers["doubled"].to_pylist() == [18, 2, 16, 18, 14, 12, 4]
+    assert store.reads == 2, "what was computed for this very call is not counted as read"
+
+
+def test_what_a_pool_leaves_is_computed_here(store: ColumnStore) -> None:
+    answers = run_node(Double(), rows([1, 2, 3, 4, 5]), store, pool=Elsewhere(min_rows=3, leaves=2))
+    assert answers["doubled"].to_pylist() == [2, 4, 6, 8, 10]
+    assert computed == [1, 2, 3, 4, 5]
+
+
+def test_fitting_and_running_go_through_the_pool(context: Context, store: ColumnStore) -> None:
+    pool = Elsewhere(min_rows=3)
+    fitted = Graph([Double(), Shift()], ["x"]).fit(
+        rows([1, 2, 3, 4]), dataclasses.replace(context, store=store, pool=pool)
+    )
+    fitted.run(rows([5, 6, 7, 8, 9]), store, pool=pool)
+    assert pool.asked == [4, 5]
 
 
 class Killed(BaseException):

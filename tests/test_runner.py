@@ -233,7 +233,7 @@ def test_a_run_that_lost_its_predictions_is_run_again(logistic: Experiment, tmp_
 
 def test_a_sweep_is_not_run_as_a_single_experiment(logistic: Experiment, tmp_path: Path) -> None:
     sweep = Experiment.from_mapping({**logistic.to_mapping(), "sweep": {"axes": {"regime.examples": [12, 24]}}})
-    with pytest.raises(GraftError, match="graft run"):
+    with pytest.raises(GraftError, match="graft sweep"):
         sweep.run(tmp_path)
 
 

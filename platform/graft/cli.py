@@ -3,9 +3,6 @@
 import logging
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +11,7 @@ import typer
 from graft.errors import GraftError, SpecError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from graft.graph import Progress as Watch
     from graft.spec import Experiment
-
-SECONDS_BETWEEN_LINES = 10.0
 
 app = typer.Typer(
     help="Compose and adapt pre-trained models, and learn with honest numbers which way is best.",
@@ -27,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+keys = typer.Typer(help="API keys of served runs.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to do; the README explains every field.")]
 Words = Annotated[
@@ -35,6 +29,13 @@ Words = Annotated[
 Storage = Annotated[str, typer.Option(help="Folder or URI (s3://, gs://) that holds runs/, sweeps/ and store/.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the resolved spec, the graph and the resources; run nothing.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="RAY_ADDRESS", help="Ray cluster, host:port or auto; left out, one is started here if needed."),
+]
+Concurrent = Annotated[
+    int | None, typer.Option(min=1, help="Runs at the same time at most; left out, one per CPU of the cluster.")
 ]
 StoreLimit = Annotated[str, typer.Option(help="Size above which the column store evicts what was used least recently.")]
 
@@ -53,21 +54,68 @@ def run(
     storage: Storage = ".",
     dry_run: DryRun = False,
     store_limit: StoreLimit = "20GiB",
+    address: Address = None,
 ) -> None:
-    """Carry out a spec: one run, or every run of its sweep with a report. The same command resumes what was killed."""
+    """Carry out one experiment. The same command resumes what was killed, and only reads what is done."""
     from graft import runner
+    from graft.terminal import progress
 
     experiment = _read(spec, overrides)
     limit = _bytes(store_limit)
+    if experiment.sweep is not None:
+        raise SpecError(f"{spec}: this spec has a sweep; carry it out with: graft sweep {spec}")
     if dry_run:
-        _show_plan(experiment, with_spec=True)
-    elif experiment.sweep is not None:
-        _run_sweep(experiment, storage, limit)
-    else:
-        with _progress() as watch:
-            result = runner.run(experiment, storage, progress=watch(experiment.name), store_limit_bytes=limit)
-        _print_metrics(result.metrics)
-        typer.echo(f"{result.run_id}: {result.folder}")
+        return _show_plan(experiment, with_spec=True)
+    with progress() as watch:
+        result = runner.run(
+            experiment, storage, progress=watch(experiment.name), store_limit_bytes=limit, address=address
+        )
+    _print_metrics(result.metrics)
+    typer.echo(f"{result.run_id}: {result.folder}")
+
+
+@app.command()
+def sweep(
+    spec: Spec,
+    overrides: Words = None,
+    storage: Storage = ".",
+    dry_run: DryRun = False,
+    store_limit: StoreLimit = "20GiB",
+    address: Address = None,
+    concurrent: Concurrent = None,
+) -> None:
+    """Carry out every run of a spec's sweep on Ray, and report. The same command resumes what was killed.
+
+    A run that fails is a row of the table with its error, and the exit code is then 1.
+    """
+    from graft.results.tables import main_metric, run_to_serve, summary, terminal
+    from graft.sweeps.sweep import run_sweep
+    from graft.terminal import SweepView, console, interruptible
+
+    experiment = _read(spec, overrides)
+    limit = _bytes(store_limit)
+    if experiment.sweep is None:
+        raise SpecError(f"{spec}: this spec has no sweep; carry it out with: graft run {spec}")
+    if dry_run:
+        return _show_plan(experiment, with_spec=True)
+    with interruptible(), SweepView() as view:
+        result = run_sweep(
+            experiment,
+            storage,
+            address=address,
+            concurrent=concurrent,
+            watcher=view,
+            store_limit_bytes=limit,
+        )
+    console().print(terminal(summary(result.metrics, main_metric(result.metrics))))
+    typer.echo(f"report: {result.report}")
+    if best := run_to_serve(result.metrics):
+        typer.echo(f"serve its best arm: graft serve {best}{'' if storage == '.' else f' --storage {storage}'}")
+    if result.failed:
+        typer.echo(
+            f"{result.failed} of {view.status.total if view.status else '?'} runs failed; the report says why", err=True
+        )
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -90,13 +138,55 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where the answers go: .csv, .jsonl or .parquet.")],
     storage: Storage = ".",
+    address: Address = None,
 ) -> None:
-    """Answer the rows of a file with a run's graph."""
+    """Answer the rows of a file with a run's graph; from 10,000 new rows on, on a pool of Ray processes."""
     from graft.prediction import predict_file
+    from graft.terminal import progress
 
-    with _progress() as watch:
-        count = predict_file(run, file, out, storage, watch(file.name))
+    with progress() as watch:
+        count = predict_file(run, file, out, storage, watch(file.name), address)
     typer.echo(f"{count} rows: {out}")
+
+
+@app.command()
+def serve(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="run_ids or run folders.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(help="File that graft keys new has made; without it one key is made for this session."),
+    ] = None,
+    storage: Storage = ".",
+    address: Address = None,
+) -> None:
+    """Serve runs over HTTP with Ray Serve until Ctrl-C: a deployment per model, keys and limits in front."""
+    from graft.serving import host as serving
+
+    def announce(server: serving.Server) -> None:
+        for line in server.lines():
+            typer.echo(line)
+
+    served = serving.serve(
+        names, host=host, port=port, api_keys=api_keys, storage=storage, address=address, announce=announce
+    )
+    if not served:
+        typer.echo("interrupted before anything was served", err=True)
+        raise typer.Exit(130)
+
+
+@keys.command("new")
+def new_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")],
+    file: Annotated[Path, typer.Option(help="File that keeps the keys' hashes.")] = Path("keys.json"),
+) -> None:
+    """Make an API key and show it once, on the last line; the file keeps its hash."""
+    from graft.serving.keys import add_key
+
+    key = add_key(file, name)
+    typer.echo(f"added {name} to {file}; the key is shown only now:", err=True)
+    typer.echo(key)
 
 
 @app.command("ls")
@@ -106,9 +196,10 @@ def list_runs(
 ) -> None:
     """List runs and sweeps, or with --store what the column store keeps and has saved."""
     from graft.results import listing
+    from graft.terminal import console
 
     # Names are copied from here into other commands: a pipe has no width to cut them to.
-    _console(width=None if sys.stdout.isatty() else 200).print(
+    console(width=None if sys.stdout.isatty() else 200).print(
         listing.store_table(storage) if store else listing.run_table(storage)
     )
 
@@ -119,9 +210,10 @@ def show(
 ) -> None:
     """Show one run (spec, graph, numbers, costs) or one sweep (its table)."""
     from graft.results import listing
+    from graft.terminal import console
 
     for part in listing.details(name, storage):
-        _console().print(part, markup=False, highlight=False)
+        console().print(part, markup=False, highlight=False)
 
 
 @app.command()
@@ -145,82 +237,20 @@ def _read(spec: Path, overrides: list[str] | None) -> "Experiment":
 def _show_plan(experiment: "Experiment", with_spec: bool) -> None:
     from graft import runner
     from graft.sweeps.axes import expand
-    from graft.sweeps.sequential import identify
+    from graft.sweeps.sweep import identify
 
     planned = runner.plans(expand(experiment))
     if with_spec:
         typer.echo(experiment.to_yaml() if experiment.sweep else planned[0].experiment.to_yaml())
     if experiment.sweep:
-        typer.echo(f"sweep      {identify(experiment, planned)}: {len(planned)} runs; the first of them:")
+        run_ids = {plan.run_id for plan in planned}
+        typer.echo(f"sweep      {identify(experiment, run_ids)}: {len(run_ids)} runs; the first of them:")
     typer.echo(planned[0].describe())
-
-
-def _run_sweep(experiment: "Experiment", storage: str, limit: int) -> None:
-    from graft.results.tables import main_metric, summary, terminal
-    from graft.sweeps.sequential import run_sweep
-
-    with _progress() as watch:
-        result = run_sweep(
-            experiment,
-            storage,
-            watch=lambda done, total, plan: watch(f"[{done + 1}/{total}] {plan.run_id}", done, total),
-            store_limit_bytes=limit,
-        )
-    metric = main_metric(result.metrics)
-    _console().print(terminal(summary(result.metrics, metric)))
-    typer.echo(f"report: {result.report}")
-    if result.failed:
-        raise typer.Exit(1)
 
 
 def _print_metrics(metrics: Any) -> None:
     for name, value in zip(metrics["metric"].to_pylist(), metrics["value"].to_pylist(), strict=True):
         typer.echo(f"{name:<18} {'undefined' if value is None else format(value, '.4f')}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[..., "Watch"]]:
-    """A bar on a terminal with counts and time left; a line now and then where the output is a file."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = _console(stderr=True)
-    said = time.monotonic()
-
-    def say(text: str) -> None:
-        """A line now and then where nobody watches a bar: in a file, in a job's log."""
-        nonlocal said
-        if not console.is_terminal and time.monotonic() - said > SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            typer.echo(text, err=True)
-
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        runs = bar.add_task("runs", total=None, visible=False)
-        rows = bar.add_task("rows", total=None)
-
-        def watch(title: str, done: int | None = None, total: int | None = None) -> "Watch":
-            if total is not None:
-                bar.update(runs, completed=done, total=total, visible=True)
-            bar.update(rows, description=title, completed=0, total=None)
-            say(title)
-
-            def on_rows(what: str, done: int, total: int) -> None:
-                say(f"{title} {what}: {done} of {total} rows")
-                bar.update(rows, description=f"{title} {what}", completed=done, total=total)
-
-            return on_rows
-
-        try:
-            yield watch
-        except KeyboardInterrupt:
-            typer.echo("interrupted; the same command goes on from here", err=True)
-            raise typer.Exit(130) from None
-
-
-def _console(stderr: bool = False, width: int | None = None) -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=stderr, width=width)
 
 
 def _bytes(text: str) -> int:

@@ -28,6 +28,9 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 OBJECT_STORE_BYTES = 512 * 2**20
 """Shared memory of a cluster started here: it holds the rows of tasks, never models."""
 
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells a job's driver which files the job brought along."""
+
 _CONNECT_SECONDS = 5.0
 _QUIET = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -76,10 +79,13 @@ def use_tokens(create: bool = True) -> Path | None:
         ClusterError: there is no token and `create` is false, or the file cannot be written.
     """
     os.environ.update(_QUIET)
+    if "ray" in sys.modules:  # it read the variable when it was imported
+        from ray._raylet import Config
+
+        Config.initialize("")
     if os.environ.get("RAY_AUTH_TOKEN"):
         return None
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(given) if given else Path.home() / ".ray" / "auth_token"
+    path = _token_path()
     try:
         if not path.exists() or not path.stat().st_size:
             if not create:
@@ -90,6 +96,15 @@ def use_tokens(create: bool = True) -> Path | None:
     except OSError as error:
         raise ClusterError(f"{path}: the token of Ray's API cannot be kept here: {error}") from error
     return path
+
+
+def _token_path() -> Path:
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(given) if given else Path.home() / ".ray" / "auth_token"
+
+
+def _token_source() -> str:
+    return "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(_token_path())
 
 
 def _write_token(path: Path) -> None:
@@ -144,7 +159,7 @@ def _start(name: str) -> None:
     import ray
 
     # A job's variables would make a cluster of our own join that of the job.
-    for variable in (ADDRESS_VARIABLE, "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+    for variable in (ADDRESS_VARIABLE, _JOB_VARIABLE):
         os.environ.pop(variable, None)
     try:
         ray.init(
@@ -163,6 +178,7 @@ def _start(name: str) -> None:
 def _join(address: str, name: str) -> None:
     import ray
 
+    _check_token(address)
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # a job's own PYTHONPATH is part of ours
     try:
         ray.init(address=address, runtime_env={"env_vars": _worker_variables()}, **_options(name))
@@ -181,24 +197,34 @@ def _options(name: str) -> dict[str, Any]:
 
 def _worker_variables() -> dict[str, str]:
     """What a worker on another node needs to find this graft, and to stay behind the token."""
-    own = str(Path(__file__).resolve().parents[1])
-    paths = [own, *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != own)]
-    installed = own in {str(Path(path).resolve()) for path in sys.path if "site-packages" in path}
-    variables = dict(_QUIET)
-    if not installed:
-        variables["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths)
-    return variables
+    own = Path(__file__).resolve().parents[1]
+    if "site-packages" in own.parts:  # installed: so it has to be on every node
+        return dict(_QUIET)
+    given = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = dict.fromkeys([own, *given])
+    return {**_QUIET, "PYTHONPATH": os.pathsep.join(map(_on_any_node, paths))}
+
+
+def _on_any_node(path: Path) -> str:
+    """A path that means the same on every node.
+
+    What a job brings along is unpacked on each node at a place of its own, where its workers start.
+    """
+    brought = "working_dir" in os.environ.get(_JOB_VARIABLE, "")
+    here = Path.cwd()
+    return str(path.relative_to(here)) if brought and path.is_relative_to(here) else str(path)
 
 
 def _check_address(address: str) -> None:
     """Ask the port whether anything listens, before Ray tries for half a minute."""
-    if address in ("auto", "local"):
-        if address == "local":
-            raise SpecError("--address local: leave --address out to start a cluster on this machine")
+    if address == "auto":
         return
     host, mark, port = address.rpartition(":")
     if "://" in address or not mark or not port.isdigit():
-        raise SpecError(f"--address {address}: give host:port of a head node (its port is 6379 by default), or auto")
+        raise SpecError(
+            f"--address {address}: give host:port of a head node (its port is 6379 by default), auto for the cluster of "
+            "this machine, or leave it out to start one"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -206,6 +232,34 @@ def _check_address(address: str) -> None:
             f"--address {address}: no cluster answers here ({error}); start one with cluster/local.sh up, or leave "
             "--address out to start one on this machine"
         ) from error
+
+
+def _check_token(address: str) -> None:
+    """Ask the head once whether it takes our token.
+
+    measured: Ray itself tries a wrong token for 20 seconds, and a port that is not a head's for two minutes.
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        head = canonicalize_bootstrap_address(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterError(f"--address {address}: no cluster runs here; leave it out to start one") from error
+    with init_grpc_channel(head) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=_CONNECT_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                raise ClusterError(
+                    f"--address {address}: the cluster refuses the token of {_token_source()}; copy the cluster's own "
+                    "there (on its head: ~/.ray/auth_token)"
+                ) from error
+            raise ClusterError(
+                f"--address {address}: what answers here is no Ray head ({error.code().name}); give its port, 6379 by "
+                "default, not the dashboard's"
+            ) from error
 
 
 def _describe(local: bool) -> Cluster:

@@ -8,6 +8,7 @@ column store, so no row is put through a frozen model twice.
 
 import dataclasses
 import importlib
+import itertools
 import json
 import time
 from abc import ABC, abstractmethod
@@ -15,13 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 
 from graft import hashing
 from graft.errors import DataError, GraftError, ModelError, SpecError, suggest
+from graft.models import absolute
 from graft.spec import Experiment, ModelSource, catalogue
 from graft.store import ColumnStore
 
@@ -38,6 +40,21 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Watch nothing."""
 
 
+class Pool(Protocol):
+    """Other processes that compute what the store lacks."""
+
+    min_rows: int
+    """Up to so many missing rows are computed in this process."""
+
+    def fill(self, node: "Node", keys: Sequence[bytes], rows: pa.Table, store: ColumnStore, progress: Progress) -> None:
+        """Compute a storable node's rows, known by distinct keys, and append them to the store as far as it takes them.
+
+        Raises:
+            GraftError: what the node raises, or the pool cannot go on.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What a node may need beside the rows when it is fitted."""
@@ -47,6 +64,7 @@ class Context:
     """Sorted labels of a classification; None for free-text targets."""
     store: ColumnStore | None = None
     progress: Progress = no_progress
+    pool: Pool | None = None
 
 
 class Node(ABC):
@@ -106,7 +124,7 @@ class Node(ABC):
         from safetensors.numpy import save_file
 
         directory.mkdir(parents=True, exist_ok=True)
-        models = {name: _absolute(handle.source).model_dump(mode="json") for name, handle in self.handles().items()}
+        models = {name: absolute(handle.source).model_dump(mode="json") for name, handle in self.handles().items()}
         config = {"settings": self._settings(), "models": models}
         (directory / "config.json").write_text(
             json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -154,12 +172,6 @@ def _is_handle(value: Any) -> bool:
     return hasattr(value, "source") and hasattr(value, "fingerprint")
 
 
-def _absolute(source: ModelSource) -> ModelSource:
-    """A local folder by its absolute path, so that a saved graph loads from any directory."""
-    path = Path(source.source).expanduser()
-    return source.model_copy(update={"source": str(path.resolve())}) if path.is_dir() else source
-
-
 def _tuples(value: Any) -> Any:
     """JSON's lists as the tuples they were."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
@@ -203,10 +215,16 @@ class Graph:
                 )
             fitted[-1].fingerprint()  # what cannot be saved shows now, not after everything is computed
             if position + 1 < len(self.nodes):
-                rows = run_node(fitted[-1], rows, context.store, context.progress)
+                rows = run_node(fitted[-1], rows, context.store, context.progress, context.pool)
         return Graph(fitted, self.inputs)
 
-    def run(self, rows: pa.Table, store: ColumnStore | None = None, progress: Progress = no_progress) -> pa.Table:
+    def run(
+        self,
+        rows: pa.Table,
+        store: ColumnStore | None = None,
+        progress: Progress = no_progress,
+        pool: Pool | None = None,
+    ) -> pa.Table:
         """The rows with every written column added; rows without `id` are numbered.
 
         Raises:
@@ -221,7 +239,7 @@ class Graph:
             numbers = pa.array([f"question-{place}" for place in range(rows.num_rows)])
             rows = rows.add_column(0, "id", numbers)
         for node in self.nodes:
-            rows = run_node(node, rows, store, progress)
+            rows = run_node(node, rows, store, progress, pool)
         return rows
 
     def __repr__(self) -> str:
@@ -292,22 +310,31 @@ class Graph:
         return cls(nodes, inputs)
 
 
-def run_node(node: Node, rows: pa.Table, store: ColumnStore | None, progress: Progress = no_progress) -> pa.Table:
-    """The rows with a node's columns added, through the store where the node is storable."""
+def run_node(
+    node: Node,
+    rows: pa.Table,
+    store: ColumnStore | None,
+    progress: Progress = no_progress,
+    pool: Pool | None = None,
+) -> pa.Table:
+    """The rows with a node's columns added, through the store where the node is storable.
+
+    What the store lacks in great number is computed by the pool; without a store there is none.
+    """
     if not rows.num_rows:
         raise DataError("there are no rows to run; give at least one")
     read = rows.select(node.reads)
     if store is not None and node.storable:
-        columns = _stored(node, read, store, progress)
+        columns = _stored(node, read, store, progress, pool)
     else:
         node.check(read)
-        columns = _computed(node, read)
+        columns = computed(node, read)
     for name in columns.column_names:
         rows = rows.append_column(columns.schema.field(name), columns[name])
     return rows
 
 
-def _computed(node: Node, rows: pa.Table) -> pa.Table:
+def computed(node: Node, rows: pa.Table) -> pa.Table:
     """What a node gives for its read columns, held to what it says it writes."""
     columns = node.run(rows)
     if not isinstance(columns, pa.Table):
@@ -320,30 +347,44 @@ def _computed(node: Node, rows: pa.Table) -> pa.Table:
     return columns
 
 
-def _stored(node: Node, rows: pa.Table, store: ColumnStore, progress: Progress) -> pa.Table:
+def _stored(node: Node, rows: pa.Table, store: ColumnStore, progress: Progress, pool: Pool | None) -> pa.Table:
     """Read what the store has; compute the rest, each distinct row once, and append it chunk by chunk."""
     column, keys = node.column(), hashing.row_keys(rows)
-    first: dict[bytes, int] = {}
+    missing: dict[bytes, int] = {}
     for position, key in enumerate(keys):
-        first.setdefault(key, position)
-    distinct = list(first)
-    found, table = store.lookup(column, distinct)
-    place = {distinct[position]: order for order, position in enumerate(found)}
-    missing = [position for key, position in first.items() if key not in place]
-    tables = [] if table is None else [table]
+        missing.setdefault(key, position)
+    place: dict[bytes, int] = {}
+    tables: list[pa.Table] = []
+
+    def take_in(found: Sequence[bytes], columns: pa.Table) -> None:
+        start = len(place)
+        place.update((key, start + order) for order, key in enumerate(found))
+        tables.append(columns)
+        for key in found:
+            del missing[key]
+
+    def read_store(counted: bool = True) -> None:
+        wanted = list(missing)
+        found, columns = store.lookup(column, wanted, counted)
+        if columns is not None:
+            take_in([wanted[position] for position in found], columns)
+
+    read_store()
     if missing:
-        node.check(rows.take(missing))
-    for start in range(0, len(missing), node.chunk_rows):
-        chunk = missing[start : start + node.chunk_rows]
-        progress(node.describe(), start, len(missing))
+        node.check(rows.take(list(missing.values())))
+    if pool is not None and len(missing) > pool.min_rows:
+        pool.fill(node, list(missing), rows.take(list(missing.values())), store, progress)
+        read_store(counted=False)  # computed for this very call: that saved nothing
+    total = len(missing)
+    while missing:
+        chunk = list(itertools.islice(missing, node.chunk_rows))
+        progress(node.describe(), total - len(missing), total)
         began = time.perf_counter()
-        computed = _computed(node, rows.take(chunk))
-        chunk_keys = [keys[position] for position in chunk]
-        store.append(column, chunk_keys, computed, time.perf_counter() - began, node.describe())
-        place.update({key: len(found) + start + order for order, key in enumerate(chunk_keys)})
-        tables.append(computed)
-    if missing:
-        progress(node.describe(), len(missing), len(missing))
+        columns = computed(node, rows.take([missing[key] for key in chunk]))
+        store.append(column, chunk, columns, time.perf_counter() - began, node.describe())
+        take_in(chunk, columns)
+    if total:
+        progress(node.describe(), total, total)
     return pa.concat_tables(tables).take(np.array([place[key] for key in keys], dtype=np.int64))
 
 

@@ -9,19 +9,36 @@ import pyarrow as pa
 from graft import runner, runs
 from graft.errors import DataError, StoreError
 from graft.graph import Progress, no_progress
+from graft.pool import RayPool
 from graft.storage import open_storage, write_atomic
 from graft.tasks.file import question_rows
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
 
-def predict_file(run: str, file: Path, out: Path, storage: str = ".", progress: Progress = no_progress) -> int:
+def predict_file(
+    run: str,
+    file: Path,
+    out: Path,
+    storage: str = ".",
+    progress: Progress = no_progress,
+    address: str | None = None,
+) -> int:
     """Write `id`, the input fields, `prediction` and `scores` for every row of a file; returns how many.
 
     The output appears whole or not at all. Rows without an `id` column are numbered.
 
+    Args:
+        run: a run_id or a run folder.
+        file: CSV, JSONL or Parquet with the run's input columns.
+        out: where the answers go; its suffix says in which format.
+        storage: folder or URI that holds `runs/` and `store/`.
+        progress: watches the rows go by.
+        address: of the Ray cluster on which very many rows are computed; None starts one on this machine for them.
+
     Raises:
         DataError: the run, the file or a column is missing, or the output's format is unknown.
+        ClusterError: the cluster cannot be used.
     """
     if out.suffix not in FORMATS:
         raise DataError(f"-o {out}: {out.suffix or 'no suffix'} is not a format; use one of {', '.join(FORMATS)}")
@@ -31,7 +48,8 @@ def predict_file(run: str, file: Path, out: Path, storage: str = ".", progress: 
     graph = runs.load_graph(files, folder)
     rows = question_rows(file, graph.inputs, runs.read_spec(files, folder).task.kind)
     store = runner.open_store(open_storage(storage))
-    answers = runner.predictions(graph.run(rows, store, progress), graph.inputs)
+    with RayPool(storage, address, name=f"graft-predict-{file.stem}") as pool:
+        answers = runner.predictions(graph.run(rows, store, progress, pool), graph.inputs)
     store.flush()
     _write(answers.drop_columns(["split"]), out)
     return answers.num_rows

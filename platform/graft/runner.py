@@ -29,8 +29,10 @@ from pyarrow import fs
 from graft import hashing, models, runs
 from graft.arrays import score_matrix
 from graft.errors import GraftError, StoreError
-from graft.graph import Context, Graph, Progress, class_path, no_progress
+from graft.graph import Context, Graph, Pool, Progress, class_path, no_progress
+from graft.pool import RayPool
 from graft.results.records import Record, Result, environment, git_commit, metric_table, write_table
+from graft.seeds import fresh_streams
 from graft.spec import Experiment, ModelSource
 from graft.storage import exists, local_root, open_storage, write_atomic, writing
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
@@ -73,18 +75,22 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(experiment: Experiment) -> Plan:
+def plan(experiment: Experiment, dataset: Dataset | None = None) -> Plan:
     """Read the task, find the models, draw the examples, build the graph; no model runs.
+
+    Args:
+        experiment: a single one.
+        dataset: what `experiment.task.read()` gives, where that is at hand already.
 
     Raises:
         SpecError, DataError, ModelError: the experiment cannot be carried out as written.
     """
-    return plans([experiment])[0]
+    return plans([experiment], {} if dataset is None else {experiment.task.model_dump_json(): dataset})[0]
 
 
-def plans(experiments: Sequence[Experiment]) -> list[Plan]:
-    """A plan per experiment; those that share a task read it once."""
-    datasets: dict[str, Dataset] = {}
+def plans(experiments: Sequence[Experiment], known: Mapping[str, Dataset] | None = None) -> list[Plan]:
+    """A plan per experiment; those that share a task read it once, and not at all where its rows are `known`."""
+    datasets = dict(known or {})
     handles: dict[tuple[str, str], Any] = {}
     found = []
     for experiment in (experiment.resolved() for experiment in experiments):
@@ -123,6 +129,7 @@ def run(
     *,
     progress: Progress = no_progress,
     store_limit_bytes: int = DEFAULT_LIMIT_BYTES,
+    address: str | None = None,
 ) -> Result:
     """Carry out one experiment, or read its result where it was carried out before.
 
@@ -131,6 +138,7 @@ def run(
         storage: folder or URI that holds `runs/` and `store/`.
         progress: watches the rows go by.
         store_limit_bytes: size above which the column store evicts.
+        address: of the Ray cluster on which very many rows are computed; None starts one on this machine for them.
 
     Raises:
         GraftError: wrong input; nothing half-written is left.
@@ -139,7 +147,8 @@ def run(
     files = open_storage(storage)
     store = open_store(files, store_limit_bytes)
     try:
-        return carry_out(planned, files, store, progress)
+        with RayPool(storage, address, name=planned.run_id) as pool:
+            return carry_out(planned, files, store, progress, pool)
     finally:
         store.flush()
 
@@ -150,7 +159,11 @@ def open_store(files: fs.SubTreeFileSystem, limit_bytes: int = DEFAULT_LIMIT_BYT
 
 
 def carry_out(
-    planned: Plan, files: fs.SubTreeFileSystem, store: ColumnStore | None, progress: Progress = no_progress
+    planned: Plan,
+    files: fs.SubTreeFileSystem,
+    store: ColumnStore | None,
+    progress: Progress = no_progress,
+    pool: Pool | None = None,
 ) -> Result:
     """Fit, evaluate and write one planned experiment; a done one is only read."""
     folder = f"runs/{planned.run_id}"
@@ -159,20 +172,21 @@ def carry_out(
             return runs.read_result(files, folder)
         except StoreError as error:
             log.warning("%s; the run is carried out again", error)
-    with _clean_unless_kept(files, folder), _logging_to(files, folder):
+    streams = fresh_streams(planned.experiment.training.seed)
+    with _clean_unless_kept(files, folder), _logging_to(files, folder), streams:
         log.info("%s begins: %s", planned.run_id, planned.experiment.model_dump_json())
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
         began = time.perf_counter()
-        before = _costs(planned.models, store)
-        context = Context(planned.experiment, planned.dataset.labels, store, progress)
+        before = costs(planned.models, store)
+        context = Context(planned.experiment, planned.dataset.labels, store, progress, pool)
         graph = planned.graph.fit(planned.examples, context)
         test = planned.dataset.test
-        answers = graph.run(test.select(["id", *planned.dataset.inputs]), store, progress)
+        answers = graph.run(test.select(["id", *planned.dataset.inputs]), store, progress, pool)
         for column in ("target", "group"):
             if column in test.column_names:
                 answers = answers.append_column(column, test[column])
         record = _record(
-            planned, graph, _difference(_costs(planned.models, store), before), answers, time.perf_counter() - began
+            planned, graph, _difference(costs(planned.models, store), before), answers, time.perf_counter() - began
         )
         table = metric_table(record, evaluate(answers, planned.dataset.labels), answers.num_rows)
         _save_graph(graph, files, f"{folder}/graph")
@@ -225,10 +239,14 @@ def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.T
     )
 
 
-def failure(planned: Plan, error: BaseException) -> Record:
+def failure(planned: Plan, error: str) -> Record:
     """The record of a planned experiment that could not be carried out."""
-    text = str(error) if isinstance(error, GraftError) else "".join(traceback.format_exception_only(error)).strip()
-    return Record(**_head(planned), error=text)
+    return Record(**_head(planned), error=error)
+
+
+def reason(error: BaseException) -> str:
+    """Why a run failed, as its record says it."""
+    return str(error) if isinstance(error, GraftError) else "".join(traceback.format_exception_only(error)).strip()
 
 
 def _head(planned: Plan) -> dict[str, Any]:
@@ -259,7 +277,8 @@ _environment = functools.cache(environment)
 _git_commit = functools.cache(git_commit)
 
 
-def _costs(handles: Mapping[str, Any], store: ColumnStore | None) -> dict[str, Any]:
+def costs(handles: Mapping[str, Any], store: ColumnStore | None) -> dict[str, int]:
+    """What these models have computed and this store has given so far; a run's own costs are a difference."""
     distinct = {id(handle): handle for handle in handles.values()}.values()
     return {
         "tokens": sum(handle.usage.tokens for handle in distinct),
@@ -268,7 +287,7 @@ def _costs(handles: Mapping[str, Any], store: ColumnStore | None) -> dict[str, A
     }
 
 
-def _difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
     return {name: after[name] - before[name] for name in after}
 
 

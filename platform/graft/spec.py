@@ -336,7 +336,7 @@ class Experiment(Section):
             SpecError: it has a sweep, so it is not a single one.
         """
         if self.sweep is not None or self.method is None:
-            raise SpecError("sweep: this spec stands for many experiments; carry it out with graft run SPEC")
+            raise SpecError("sweep: this spec stands for many experiments; carry it out with graft sweep SPEC")
         roles = (*self.method.roles(self.task), *self.method.optional_roles(self.task))
         models = {role: source for role, source in self.models.items() if role in roles}
         return self.model_copy(update={"models": models, "sweep": None})

@@ -20,6 +20,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -93,16 +94,27 @@ class ColumnStore:
         self.reads = 0
         self.corrupt = 0
         self.seconds_saved = 0.0
+        self.refused = False
         self._process = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._columns: OrderedDict[str, Column] = OrderedDict()
         self._usage: dict[str, dict[str, float]] = {}
         self._lock = threading.RLock()
         self._measured_at = -_MEASURE_SECONDS
         self._bytes = 0
-        self._refused = False
 
-    def lookup(self, fingerprint: str, keys: Sequence[bytes]) -> tuple[np.ndarray, pa.Table | None]:
+    def __reduce__(self) -> tuple[type[Self], tuple[fs.FileSystem, int]]:
+        """Another process opens the same store; what this one has read stays here."""
+        return type(self), (self.files, self.limit_bytes)
+
+    def lookup(
+        self, fingerprint: str, keys: Sequence[bytes], counted: bool = True
+    ) -> tuple[np.ndarray, pa.Table | None]:
         """What is stored for these rows.
+
+        Args:
+            fingerprint: of the node that computed them.
+            keys: one per row.
+            counted: False where reading them saves nothing, for the account of what the store saves.
 
         Returns:
             Positions in `keys` that were found (int64, ascending), and their columns in that order
@@ -119,7 +131,8 @@ class ColumnStore:
                 return positions, None
             rows = np.array([column.index[keys[i]] for i in positions], dtype=np.int64)
             found = pa.concat_tables(column.shards.values()).drop_columns([_KEY]).take(rows)
-            self._record(fingerprint, len(rows), float(np.concatenate(column.seconds)[rows].sum()))
+            if counted:
+                self._record(fingerprint, len(rows), float(np.concatenate(column.seconds)[rows].sum()))
             return positions, found.replace_schema_metadata(None)
 
     def append(
@@ -134,7 +147,7 @@ class ColumnStore:
             seconds: what computing them took, for the account of what the store saves.
             about: the node in words.
         """
-        if self._refused or not len(keys):
+        if self.refused or not len(keys):
             return
         key_array = pa.array(list(keys), pa.binary(KEY_BYTES))
         table = columns.append_column(_KEY, key_array).replace_schema_metadata({"seconds": repr(seconds)})
@@ -151,12 +164,17 @@ class ColumnStore:
                 self._bytes += len(data)
                 self._keep_within_limit()
             except (StoreError, OSError) as error:
-                self._refused = True
+                self.refused = True
                 log.warning("the column store keeps nothing more in this process: %s", error)
+
+    def forget(self) -> None:
+        """Let go of the rows held in memory; what is stored can be read again."""
+        with self._lock:
+            self._columns.clear()
 
     def flush(self) -> None:
         """Write what was read since the last time, so that others see it and evict by it."""
-        if not self._usage or self._refused:
+        if not self._usage or self.refused:
             return
         with self._lock, contextlib.suppress(StoreError):
             name = f"usage/{time.time():.0f}-{uuid.uuid4().hex[:8]}.json"

@@ -1,6 +1,7 @@
 """One handle per model and process: kinds, settings, chat, and what is refused."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,36 @@ def test_nodes_share_one_handle(tiny_llama: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tiny_llama.parent)
     assert graft.models.load(tiny_llama.name) is model
     assert graft.models.load(ModelSource(source=str(tiny_llama), layer=1)) is not model
+
+
+def test_a_handle_travels_without_its_weights(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_llama.parent)
+    model = graft.models.load(ModelSource(source=tiny_llama.name, layer=1), device="cpu")
+    model.embed(["a text"])
+    sent = pickle.dumps(model)
+    assert len(sent) < 2000
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(sent) is model, "another directory of the same process: the handle that is there"
+    program = "import pickle, sys; print(pickle.load(sys.stdin.buffer).fingerprint)"
+    elsewhere = subprocess.run([sys.executable, "-c", program], input=sent, capture_output=True, check=True)
+    assert elsewhere.stdout.decode().strip() == model.fingerprint
+
+
+def test_a_handle_that_finds_another_model_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    model = graft.models.load(str(folder))
+    sent = pickle.dumps(model)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.5}))
+    with pytest.raises(ModelError, match=f"another one than where .*there {model.fingerprint}"):
+        pickle.loads(sent)
+
+
+def test_an_endpoint_travels_as_its_address() -> None:
+    model = graft.models.load("endpoint:http://127.0.0.1:9/v1#tiny")
+    assert pickle.loads(pickle.dumps(model)).fingerprint == model.fingerprint
 
 
 def test_changed_weights_are_another_model(tiny_bert: Path, tmp_path: Path) -> None:

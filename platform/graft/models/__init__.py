@@ -3,16 +3,18 @@
 `load` gives a handle; `locate` and `fingerprint` say where a model is and what it computes, without torch.
 """
 
+import os
 import threading
 from collections import deque
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from graft.errors import ModelError
 from graft.models.model import Kind, Model, Usage
-from graft.models.sources import fingerprint, is_endpoint, locate
+from graft.models.sources import absolute, fingerprint, is_endpoint, locate
 from graft.spec import ModelSource
 
-__all__ = ["Kind", "Model", "Usage", "fingerprint", "load", "locate"]
+__all__ = ["Kind", "Model", "Usage", "absolute", "fingerprint", "load", "locate", "reopen"]
 
 _live: WeakValueDictionary[tuple[str, ...], Model] = WeakValueDictionary()
 _recent: deque[Model] = deque(maxlen=4)
@@ -44,6 +46,26 @@ def load(source: str | ModelSource, device: str = "auto") -> Model:
             _recent.remove(model)
         _recent.append(model)
         return model
+
+
+def reopen(source: ModelSource, device: str, mark: str) -> Model:
+    """The handle that another process has sent here.
+
+    Args:
+        source: its source; a local folder by its absolute path.
+        device: `cpu`, `cuda`, or anything for an endpoint.
+        mark: its fingerprint there.
+
+    Raises:
+        ModelError: as `load`, or the model here is another one.
+    """
+    model = load(source, device)
+    if model.fingerprint != mark:
+        raise ModelError(
+            f"{source.source}: the model on {os.uname().nodename} is another one than where the work was asked for "
+            f"(fingerprint {model.fingerprint}, there {mark}); give all nodes the same files"
+        )
+    return model
 
 
 def _place(source: ModelSource, device: str) -> tuple[Path | None, str]:

@@ -80,6 +80,13 @@ class Model:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source.source!r}, kind={self.kind!r}, device={str(self.device)!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A handle travels as where its model is, where it computes and what: the weights stay."""
+        from graft.models import absolute, reopen
+
+        # Another machine numbers its GPUs by itself.
+        return reopen, (absolute(self.source), str(self.device).partition(":")[0], self.fingerprint)
+
     def embed(self, texts: Sequence[str], max_tokens: int | None = None) -> NDArray[np.float32]:
         """One vector per text, float32 [N, D], pooled and normalised as the source says.
 

@@ -44,6 +44,12 @@ def is_endpoint(source: ModelSource) -> bool:
     return source.source.startswith("endpoint:")
 
 
+def absolute(source: ModelSource) -> ModelSource:
+    """A local folder by its absolute path, so that it is found from any directory."""
+    path = Path(source.source).expanduser()
+    return source.model_copy(update={"source": str(path.resolve())}) if path.is_dir() else source
+
+
 def fingerprint(source: ModelSource) -> str:
     """What the model computes, as 32 hex characters: its files and the source's settings, never its place.
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from graft.results.arms import Arm, arms
 from graft.results.plots import colour, learning_curve
 from graft.results.records import COSTS, load_metrics
+from graft.results.shared import Shared, load_shared
 from graft.results.statistics import Interval, paired_interval, wilson
 from graft.results.tables import (
     Cell,
@@ -38,9 +39,9 @@ CURVES = ("log_loss",)
 """Metrics drawn besides the main one."""
 
 COSTS_NOTE = (
-    "Means over the runs that are done, of what each run itself spent. What any earlier run left in the column store "
-    "is read, not computed: the first run that needs a column pays for all others, whatever their arm. Where runs "
-    "share a store, seconds, tokens and forward passes are therefore not comparable between arms."
+    "Means over the runs that are done, of what each run itself spent. What the sweep computed once for all its runs "
+    "(said at the top), or any earlier run left in the column store, is read, not computed: seconds, tokens and "
+    "forward passes are therefore not comparable between arms that share a store."
 )
 """Stands beneath the costs."""
 
@@ -102,7 +103,7 @@ def write_report(paths: Sequence[str], out: str | None = None) -> tuple[str, str
         DataError: no run that is done is found.
         StoreError: a file is damaged, or the storage refuses.
     """
-    report = gather(load_metrics(paths))
+    report = gather(load_metrics(paths), load_shared(paths))
     folder = str(out) if out is not None else _home(str(paths[0]))
     files = open_storage(folder)
     for name in ("report.html", "report.md"):
@@ -111,8 +112,8 @@ def write_report(paths: Sequence[str], out: str | None = None) -> tuple[str, str
     return f"{folder}/report.html", f"{folder}/report.md"
 
 
-def gather(metrics: pa.Table) -> Report:
-    """Everything that a report says about these rows of METRICS."""
+def gather(metrics: pa.Table, shared: Sequence[Shared] = ()) -> Report:
+    """Everything that a report says about these rows of METRICS, and what was computed once for all of them."""
     of_run = arms(metrics)
     runs = [run | {"arm": of_run[run["run_id"]]} for run in _runs(metrics)]
     cells = [cell for name in metric_names(metrics) for cell in summary(metrics, name)]
@@ -120,7 +121,7 @@ def gather(metrics: pa.Table) -> Report:
     tasks = sorted({cell.task for cell in cells})
     return Report(
         title=", ".join(sorted({run["name"] for run in runs})),
-        facts=_facts(runs, metrics),
+        facts=_facts(runs, metrics, shared),
         sections=tuple(_section(task, cells, runs, costs) for task in tasks),
         cost_columns=costs,
         failures=_failures(runs),
@@ -176,7 +177,9 @@ def _failures(runs: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...
     )
 
 
-def _facts(runs: Sequence[Mapping[str, Any]], metrics: pa.Table) -> dict[str, tuple[str, ...]]:
+def _facts(
+    runs: Sequence[Mapping[str, Any]], metrics: pa.Table, shared: Sequence[Shared]
+) -> dict[str, tuple[str, ...]]:
     """What was compared and with what; each value once, in order."""
     failed = sum(run["status"] == "failed" for run in runs)
     tested = sorted({(run["arm"].task, n) for run in runs for n in run["test_rows"]})
@@ -199,6 +202,11 @@ def _facts(runs: Sequence[Mapping[str, Any]], metrics: pa.Table) -> dict[str, tu
         "seeds": (", ".join(str(seed) for seed in sorted({run["seed"] for run in runs})),),
         "runs": (f"{len(runs) - failed:,} done, {failed:,} failed",),
         "models": tuple(sorted(models)),
+        "computed once": tuple(
+            f"{cost.graph}: {cost.rows:,} rows for all runs, {cost.forward_passes:,} forward passes, "
+            f"{cost.tokens:,} tokens, {cost.seconds:,.0f} s"
+            for cost in shared
+        ),
         "device": tuple(sorted({run["device"] for run in runs if run["device"]})),
         "versions": (", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in sorted(versions.items())),),
         "git commit": tuple(sorted({run["git_commit"] for run in runs if run["git_commit"]})),

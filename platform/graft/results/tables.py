@@ -122,6 +122,27 @@ def summary(metrics: pa.Table, metric: str) -> list[Cell]:
     return [_cell(metric, *key, rows) for key, rows in sorted(groups.items()) if key[0].task in tasks]
 
 
+def run_to_serve(metrics: pa.Table) -> str | None:
+    """The run to begin with: of the arm with the best mean at the largest number of examples, its first seed.
+
+    Not the run with the best number: which draw of the examples was lucky on the test rows says nothing about new ones.
+    None where no run is done; of several tasks, the first.
+    """
+    found = grids(summary(metrics, main_metric(metrics)))
+    for grid in found:
+        for size in reversed(grid.sizes):
+            for best in grid.ranked(size)[:1]:
+                of_run = arms(metrics)
+                runs = metrics.select(["run_id", "examples", "seed", "status"]).to_pylist()
+                return next(
+                    run["run_id"]
+                    for run in runs
+                    if (of_run[run["run_id"]].name, of_run[run["run_id"]].task) == (best.arm, best.task)
+                    and (run["examples"], run["seed"], run["status"]) == (size, best.seeds[0], "done")
+                )
+    return None
+
+
 def grids(cells: Sequence[Cell]) -> list[Grid]:
     """The same cells as one grid per task."""
     return [_grid([cell for cell in cells if cell.task == task]) for task in sorted({cell.task for cell in cells})]

@@ -1,0 +1,154 @@
+"""`graft serve`: check, deploy, wait, announce, and leave nothing behind."""
+
+import json
+import logging
+import shlex
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft import runs
+from graft.cluster import Cluster, check_shared, connect
+from graft.errors import SpecError
+from graft.results.records import read_table
+from graft.serving.deployment import deployed, watch
+from graft.serving.gate import Limits
+from graft.serving.keys import Keys, hash_key, new_key, read_keys
+from graft.serving.layout import Layout, ServedRun, lay_out
+from graft.storage import local_root
+
+log = logging.getLogger(__name__)
+
+SAMPLE_CHARACTERS = 80
+"""Of a text in the line that shows how to ask."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers: what its user needs to know."""
+
+    url: str
+    layout: Layout
+    cluster: Cluster
+    key: str | None
+    """The key made for this session; None where the user has a file of keys."""
+
+    def lines(self) -> list[str]:
+        """For the terminal: where it is, what it serves, and a command that asks it something."""
+        # 127.0.0.1 of a cluster that was joined may be another machine's.
+        where = "" if self.cluster.local else f" on the head node of {self.cluster.address}"
+        lines = [f"serving    {self.url}{where}"]
+        lines += [f"model      {run.run_id}" for run in self.layout.runs]
+        lines += [f"dashboard  {self.cluster.dashboard}"] if self.cluster.dashboard else []
+        lines += [f"key        {self.key} (for this session)"] if self.key else []
+        return [*lines, f"try        {self.sample()}"]
+
+    def sample(self) -> str:
+        """A curl command: it asks for the label of a row that the run was tested with."""
+        key = f"Authorization: Bearer {self.key or '$KEY'}"
+        run = next((run for run in self.layout.runs if run.classifies), None)
+        # Double quotes, so that the shell puts the user's own key in.
+        words = f'curl -s {self.url}/v1/{"classify" if run else "models"} -H "{key}"'
+        if run is None:
+            return words
+        body = json.dumps({"model": run.run_id, "input": [_sample_row(run)]}, ensure_ascii=False)
+        return f'{words} -H "Content-Type: application/json" -d {shlex.quote(body)}'
+
+
+def serve(
+    names: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_keys: Path | None = None,
+    storage: str = ".",
+    address: str | None = None,
+    limits: Limits | None = None,
+    announce: Callable[[Server], None],
+) -> bool:
+    """Serve finished runs until Ctrl-C or SIGTERM; gives False where that came before they were served.
+
+    Args:
+        names: run_ids or run folders.
+        host: address to listen on.
+        port: port to listen on.
+        api_keys: file of key hashes; None makes one key for this session.
+        storage: folder or URI with `runs/`.
+        address: of the Ray cluster to join; None starts one on this machine.
+        limits: of the HTTP interface; None for the defaults.
+        announce: is told once everything answers.
+
+    Raises:
+        SpecError, DataError, ModelError: a run, a model, the key file or the port is not usable; Ray was not started.
+        ClusterError: Ray cannot be started or joined.
+        ServeError: a model died while loading, or Serve cannot start.
+    """
+    with _until_stopped() as stop:
+        key = new_key() if api_keys is None else None
+        keys = read_keys(api_keys) if api_keys is not None else Keys((hash_key(key or ""),))
+        _check_port(host, port)
+        layout = lay_out([runs.open_run(name, storage) for name in names])
+        if stop.is_set():
+            return False
+        with connect(address, "graft-serve") as cluster:
+            _listen(stop)  # Ray has put its own handlers in place of these
+            for root in {local_root(run.files) for run in layout.runs} - {None}:
+                check_shared(cluster, str(root))
+            with deployed(layout, keys, limits or Limits(), cluster, host, port, stop) as ready:
+                if ready:
+                    announce(Server(_url(host, port), layout, cluster, key))
+                    watch(stop)
+                return ready
+
+
+@contextmanager
+def _until_stopped() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; nothing is interrupted halfway."""
+    stop = threading.Event()
+    before = _listen(stop)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen(stop: threading.Event) -> dict[int, Any]:
+    return {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that cannot be listened on, before anything is started.
+
+    Raises:
+        SpecError: it is in use, not allowed, or the host is not an address of this machine.
+    """
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # A connection that was just closed does not hold the port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except (OSError, OverflowError) as error:
+        raise SpecError(
+            f"--host {host} --port {port}: cannot listen here: {error}; give another with --port"
+        ) from error
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _sample_row(run: ServedRun) -> Any:
+    """The first test row, with long texts cut."""
+    table = read_table(run.files, f"{run.folder}/predictions.parquet").select(list(run.inputs))
+    row = {
+        name: value[:SAMPLE_CHARACTERS] if isinstance(value, str) else value
+        for name, value in table.slice(0, 1).to_pylist()[0].items()
+    }
+    return row if len(row) > 1 else next(iter(row.values()))

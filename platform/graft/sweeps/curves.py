@@ -1,0 +1,71 @@
+"""TensorBoard's files of a sweep: `sweeps/<sweep_id>/tensorboard/<run_id>/`, written whenever a run is done.
+
+Each run is one point: its metrics over the number of labelled examples, and its settings in the HParams tab.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from graft.runner import Plan
+from graft.storage import children, local_root, writing
+
+
+class Curves:
+    """Writes one folder per run.
+
+    Args:
+        files: the storage.
+        folder: of the sweep, in the storage.
+    """
+
+    def __init__(self, files: fs.SubTreeFileSystem, folder: str) -> None:
+        self.files = files
+        self.folder = f"{folder}/tensorboard"
+        self.known = set(children(files, self.folder))
+
+    def write(self, plan: Plan, metrics: Mapping[str, float | None]) -> None:
+        """Write a run's point, unless an earlier command did.
+
+        Raises:
+            StoreError: the storage refuses.
+        """
+        if plan.run_id in self.known:
+            return
+        self.known.add(plan.run_id)
+        place = f"{self.folder}/{plan.run_id}"
+        values = {name: value for name, value in metrics.items() if value is not None}
+        settings = _flat(plan.experiment.to_mapping())
+        with writing(place):
+            root = local_root(self.files)
+            if root:
+                return _write(root / place, settings, values, plan.examples.num_rows)
+            with tempfile.TemporaryDirectory() as local:
+                _write(Path(local), settings, values, plan.examples.num_rows)
+                fs.copy_files(local, place, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files)
+
+
+def _write(folder: Path, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+    from tensorboardX import SummaryWriter
+    from tensorboardX.summary import hparams
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with SummaryWriter(logdir=str(folder), write_to_disk=True) as writer:
+        for summary in hparams(dict(settings), dict(metrics)):
+            writer.file_writer.add_summary(summary)
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to plain values; what is null says nothing."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

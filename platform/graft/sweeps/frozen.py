@@ -1,0 +1,85 @@
+"""What several runs of a sweep read from one frozen model is computed once, before the first of them begins.
+
+Concurrent trials would otherwise all begin with the same test rows, each in its own process. Here the rows of all
+runs are put through the graph's frozen beginning together: the nodes that no fit changes, up to the last that is
+worth storing. The trials then find their columns in the store.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from graft import runner
+from graft.errors import GraftError
+from graft.graph import Node, Pool, Progress, run_node
+from graft.results.shared import Shared
+from graft.store import ColumnStore
+
+log = logging.getLogger(__name__)
+
+
+def compute_shared(
+    plans: Sequence[runner.Plan], store: ColumnStore, pool: Pool | None, progress: Progress
+) -> list[Shared]:
+    """Fill the store with what the runs share; says what that has cost.
+
+    A beginning that fails is left to the runs that need it: each then is a failed row with the reason.
+    """
+    groups: dict[tuple[str, ...], list[runner.Plan]] = {}
+    for plan in plans:
+        if nodes := frozen_beginning(plan.graph.nodes):
+            groups.setdefault((plan.dataset.fingerprint, *(node.column() for node in nodes)), []).append(plan)
+    costs = []
+    for members in groups.values():
+        nodes = frozen_beginning(members[0].graph.nodes)
+        try:
+            costs.append(_compute(nodes, _rows(members), members[0].models, store, pool, progress))
+        except GraftError as error:
+            log.warning("%s: %s", ", ".join(node.describe() for node in nodes), error)
+    store.flush()
+    return costs
+
+
+def frozen_beginning(nodes: Iterable[Node]) -> tuple[Node, ...]:
+    """The nodes before the first that is fitted, up to the last storable one."""
+    found: list[Node] = []
+    for node in nodes:
+        if type(node).fit is not Node.fit:
+            break
+        found.append(node)
+    while found and not found[-1].storable:
+        found.pop()
+    return tuple(found)
+
+
+def _rows(plans: Sequence[runner.Plan]) -> pa.Table:
+    """Every row that the runs put through the graph, once: their examples and the test rows."""
+    dataset = plans[0].dataset
+    columns = ["id", *dataset.inputs]
+    wanted = {row for plan in plans for row in plan.examples["id"].to_pylist()}
+    mask = pa.array([row in wanted for row in dataset.train["id"].to_pylist()])
+    return pa.concat_tables([dataset.train.filter(mask).select(columns), dataset.test.select(columns)])
+
+
+def _compute(
+    nodes: Sequence[Node],
+    rows: pa.Table,
+    models: Mapping[str, Any],
+    store: ColumnStore,
+    pool: Pool | None,
+    progress: Progress,
+) -> Shared:
+    before, began, count = runner.costs(models, store), time.perf_counter(), rows.num_rows
+    for node in nodes:
+        rows = run_node(node, rows, store, progress, pool)
+    after = runner.costs(models, store)
+    return Shared(
+        graph=" ─► ".join(node.describe() for node in nodes),
+        rows=count,
+        forward_passes=after["forward_passes"] - before["forward_passes"],
+        tokens=after["tokens"] - before["tokens"],
+        seconds=time.perf_counter() - began,
+    )

@@ -1,0 +1,74 @@
+"""One run of a sweep, as Ray Tune carries it out: an actor that takes one experiment after the other.
+
+Starting a process that imports torch takes seconds, a run of a sweep often less. So an actor is used again for the
+next experiment. What must not pass from one to the next is begun anew: the random streams (`runner.carry_out` sees to
+it), the plan, the graph. What may, because it is frozen, stays: loaded models and the column store.
+"""
+
+import contextlib
+import logging
+import os
+import warnings
+from typing import Any
+
+import ray
+import torch  # noqa: F401 -- before any trial begins, so that every trial's streams are fresh ones
+from ray import tune
+
+from graft import runner
+from graft.errors import GraftError, ModelError
+from graft.spec import Experiment
+from graft.storage import open_storage
+from graft.sweeps.work import Work
+
+log = logging.getLogger(__name__)
+
+
+class GraftTrial(tune.Trainable):  # type: ignore[misc]
+    """Carries out the run that `config["run_id"]` names; a failure is an answer, not an exception."""
+
+    def setup(self, config: dict[str, Any], work: Work) -> None:
+        """Once per actor."""
+        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries; nobody reads a worker's
+        self.work = work
+        self.clean = True
+        with contextlib.suppress(OSError):
+            os.chdir(work.folder)
+        self.files = open_storage(work.storage)
+        self.store = runner.open_store(self.files, work.store_limit_bytes)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next experiment, unless an unforeseen failure may have left this process in disorder.
+
+        It then ends, and Tune gives the experiment to a new one. (Where False is returned, Tune fails the experiment.)
+        """
+        if not self.clean:
+            ray.actor.exit_actor()
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The whole run: its test metrics, or `error`."""
+        run_id = self.config["run_id"]
+        try:
+            result = runner.carry_out(self._plan(run_id), self.files, self.store)
+        except Exception as error:
+            log.warning("%s failed", run_id, exc_info=True)
+            self.clean = isinstance(error, GraftError)
+            return {"done": True, "error": runner.reason(error)}
+        finally:
+            self.store.flush()
+        names, values = (result.metrics[column].to_pylist() for column in ("metric", "value"))
+        return {"done": True, "metrics": dict(zip(names, values, strict=True))}
+
+    def _plan(self, run_id: str) -> runner.Plan:
+        experiment = Experiment.from_mapping(self.work.experiments[run_id])
+        plan = runner.plan(experiment, self.work.datasets[self.work.tasks[run_id]])
+        if plan.run_id != run_id:
+            raise ModelError(
+                f"{run_id}: node {os.uname().nodename} has another model or another graft than the one that planned "
+                f"the sweep (it makes {plan.run_id} of this spec); give all nodes the same files"
+            )
+        return plan
+
+    def __repr__(self) -> str:
+        return f"graft sweep {self.work.sweep_id}"

@@ -1,0 +1,166 @@
+"""What the command line shows while something runs: on a terminal a live view, in a file a line now and then."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from graft.results.tables import LOWER_IS_BETTER, ordered
+from graft.sweeps.status import Status, Watcher
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+
+    from graft.graph import Progress as Watch
+
+SECONDS_BETWEEN_LINES = 10.0
+SHOWN_RUNS = 4
+
+
+def console(stderr: bool = False, width: int | None = None) -> "Console":
+    """Where graft writes."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=width)
+
+
+class Lines:
+    """A line now and then where nobody watches: in a file, in a job's log."""
+
+    def __init__(self) -> None:
+        self.said = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Write the line, unless one was written just now."""
+        if time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
+            self.said = time.monotonic()
+            typer.echo(text, err=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends the command with a line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], "Watch"]]:
+    """A bar with counts and time left; gives what makes a watch of rows from a title."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    place, lines = console(stderr=True), Lines()
+    with Progress(*columns, console=place, transient=True, disable=not place.is_terminal) as bar, interruptible():
+        rows = bar.add_task("rows", total=None)
+
+        def watch(title: str) -> "Watch":
+            def on_rows(what: str, done: int, total: int) -> None:
+                if not place.is_terminal:
+                    lines.say(f"{title} {what}: {done} of {total} rows")
+                bar.update(rows, description=f"{title} {what}", completed=done, total=total)
+
+            return on_rows
+
+        yield watch
+
+
+class SweepView(Watcher):
+    """A sweep as it runs: counts, time left, the best run so far, what runs now, where to look.
+
+    Use it as a context manager around the sweep.
+    """
+
+    def __init__(self) -> None:
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.console, self.lines = console(stderr=True), Lines()
+        self.began: float | None = None
+        self.status: Status | None = None
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.runs = self.bar.add_task("runs", total=None)
+        self.shared = self.bar.add_task("rows", total=None, visible=False)
+        self.live = Live(console=self.console, get_renderable=self._picture, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> "SweepView":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self, status: Status) -> None:
+        """Show the new counts."""
+        first, self.status = self.status is None, status
+        if status.running and self.began is None:
+            self.began = time.monotonic()
+        self.bar.update(self.runs, completed=len(status.done) + len(status.failed), total=status.total)
+        if first and status.read:
+            typer.echo(f"{status.read} of {status.total} runs are done already", err=True)
+        if not self.console.is_terminal:
+            self.lines.say(self.line())
+
+    def rows(self, what: str, done: int, total: int) -> None:
+        """Show the rows that all runs share."""
+        self.bar.update(self.shared, description=what, completed=done, total=total, visible=done < total)
+        if not self.console.is_terminal:
+            self.lines.say(f"{what}: {done} of {total} rows")
+
+    def line(self) -> str:
+        """All of it in one line."""
+        status = self.status
+        if status is None:
+            return "planning"
+        parts = [f"{len(status.done)} of {status.total} runs done", f"{len(status.failed)} failed"]
+        parts += [f"{len(status.running)} running", *self._left(status), *best(status)]
+        return f"{status.sweep_id}: {', '.join(parts)}"
+
+    def _left(self, status: Status) -> list[str]:
+        """Time left, from the pace of the runs that this command has ended."""
+        ended = len(status.done) + len(status.failed) - status.read
+        if self.began is None or ended < 4:  # the first ones wait for their process to start
+            return []
+        left = (time.monotonic() - self.began) / ended * (status.total - ended - status.read)
+        return [f"{left // 60:.0f}:{left % 60:02.0f} left"]
+
+    def _picture(self) -> "Group":
+        from rich.console import Group
+        from rich.text import Text
+
+        status = self.status
+        if status is None:
+            return Group(Text("planning"))
+        shown = sorted(status.running)[:SHOWN_RUNS]
+        more = len(status.running) - len(shown)
+        running = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+        lines = [
+            f"sweep      {self.line()}",
+            f"running    {running}" if running else "",
+            f"failed     {next(reversed(status.failed.values()))}" if status.failed else "",
+            f"dashboard  {status.dashboard}" if status.dashboard else "",
+            f"curves     tensorboard --logdir {status.folder}/tensorboard" if status.dashboard else "",
+        ]
+        return Group(*(Text(line, overflow="ellipsis", no_wrap=True) for line in lines if line), self.bar)
+
+
+def best(status: Status) -> list[str]:
+    """The best run so far on the main metric, in words; empty before the first."""
+    names = ordered({name for metrics in status.done.values() for name in metrics})
+    if not names:
+        return []
+    sign = -1 if names[0] in LOWER_IS_BETTER else 1
+    known = [
+        (sign * value, run_id) for run_id, found in status.done.items() if (value := found.get(names[0])) is not None
+    ]
+    if not known:
+        return []
+    value, run_id = max(known)
+    return [f"best {names[0]} {sign * value:.3f} ({run_id})"]

@@ -1,0 +1,50 @@
+"""Finished runs to serve: two that share an encoder, and one on vectors without any model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graft.spec import Experiment
+
+TOPICS = ("rain", "bread")
+
+
+def carry_out(storage: Path, **values: Any) -> str:
+    return Experiment.from_mapping({"name": "topics", **values}).run(storage).run_id
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama: Path) -> Path:
+    """A storage whose runs are named by what they are: `centroid`, `ridge`, `vectors`, `words` (free text)."""
+    folder = tmp_path_factory.mktemp("serving")
+    lines = [f"a text about {topic} number {i},{topic}" for i in range(30) for topic in TOPICS]
+    (folder / "rows.csv").write_text("text,topic\n" + "\n".join(lines) + "\n")
+    rows = {"name": "file", "path": str(folder / "rows.csv"), "text": "text"}
+    encoder, base = {"source": str(tiny_bert)}, {"source": str(tiny_llama)}
+    for classifier in ("centroid", "ridge"):
+        run_id = carry_out(
+            folder,
+            models={"encoder": encoder},
+            task={**rows, "label": "topic"},
+            method={"name": "probe", "classifier": classifier},
+            regime={"examples": 12},
+        )
+        (folder / classifier).write_text(run_id)
+    vectors = carry_out(folder, task={"name": "wine"}, method={"name": "probe", "classifier": "ridge"})
+    (folder / "vectors").write_text(vectors)
+    words = carry_out(
+        folder,
+        models={"encoder": encoder, "base": base},
+        task={**rows, "target": "topic", "test_examples": 2},
+        method={"name": "icl", "num_shots": 1, "selection": "similar", "max_new_tokens": 2},
+        regime={"examples": 2},
+    )
+    (folder / "words").write_text(words)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_ids(storage: Path) -> dict[str, str]:
+    """What a run is to its run_id."""
+    return {name: (storage / name).read_text() for name in ("centroid", "ridge", "vectors", "words")}

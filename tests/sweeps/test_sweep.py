@@ -1,0 +1,211 @@
+"""Sweeps on a real Ray cluster: what is shared, what is begun anew, what becomes of failures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from graft import runner
+from graft.errors import SpecError
+from graft.spec import Experiment
+from graft.sweeps.axes import expand
+from graft.sweeps.status import Status, Watcher
+from graft.sweeps.sweep import run_sweep
+
+LINES = [f"a text about {topic} number {i},{topic}" for i in range(40) for topic in ("rain", "bread")]
+
+
+@pytest.fixture
+def values(tmp_path: Path, tiny_bert: Path) -> dict[str, Any]:
+    """A spec over 80 rows of text: 2 classifiers x 2 amounts of data x 2 seeds."""
+    (tmp_path / "rows.csv").write_text("text,topic\n" + "\n".join(LINES) + "\n")
+    return {
+        "name": "topics",
+        "task": {"name": "file", "path": str(tmp_path / "rows.csv"), "text": "text", "label": "topic"},
+        "models": {"encoder": {"source": str(tiny_bert)}},
+        "method": {"name": "probe"},
+        "sweep": {"axes": {"method.classifier": ["centroid", "ridge"], "regime.examples": [12, 24]}, "seeds": 2},
+    }
+
+
+class Recorder(Watcher):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.counts: list[tuple[int, int, int]] = []
+        self.shared: list[tuple[str, int, int]] = []
+
+    def update(self, status: Status) -> None:
+        self.counts.append((len(status.done), len(status.failed), len(status.running)))
+
+    def rows(self, what: str, done: int, total: int) -> None:
+        self.shared.append((what, done, total))
+
+
+def plain(metrics: pa.Table) -> list[dict[str, Any]]:
+    """What must not depend on how a run was carried out."""
+    return metrics.select(["run_id", "metric", "value", "n", "examples", "seed", "status"]).to_pylist()
+
+
+def test_a_sweep_gives_what_its_runs_give_one_by_one(ray_cluster: Any, values: dict[str, Any], tmp_path: Path) -> None:
+    experiment = Experiment.from_mapping(values)
+    recorder = Recorder()
+    swept = run_sweep(experiment, tmp_path / "swept", watcher=recorder)
+    assert swept.failed == 0
+    single = [runner.run(member, tmp_path / "single").metrics for member in expand(experiment)]
+    assert plain(swept.metrics) == plain(pa.concat_tables(single))
+    assert recorder.counts[0] == (0, 0, 0)
+    assert recorder.counts[-1] == (8, 0, 0)
+    assert max(running for _, _, running in recorder.counts) <= ray_cluster.cpus
+    folder = tmp_path / "swept" / "sweeps" / swept.sweep_id
+    answers = parquet.read_table(folder / "predictions.parquet")
+    assert answers.num_rows == 8 * swept.metrics["n"][0].as_py()
+    assert Path(swept.report).exists()
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_an_embedding_is_computed_once_over_the_whole_sweep(
+    ray_cluster: Any, values: dict[str, Any], tmp_path: Path
+) -> None:
+    experiment = Experiment.from_mapping(values)
+    recorder = Recorder()
+    swept = run_sweep(experiment, tmp_path, watcher=recorder)
+    (shared,) = parquet.read_table(tmp_path / "sweeps" / swept.sweep_id / "shared.parquet").to_pylist()
+    planned = runner.plans(expand(experiment))
+    needed = {
+        row for plan in planned for table in (plan.examples, plan.dataset.test) for row in table["text"].to_pylist()
+    }
+    assert shared["forward_passes"] == len(needed)
+    assert sum(swept.metrics["forward_passes"].to_pylist()) == 0
+    assert recorder.shared[-1][1:] == (len(needed), len(needed))
+    assert f"{len(needed)} forward passes" in Path(swept.report).read_text()
+    # Another arm later: nothing new is computed, only the new runs are carried out.
+    values["sweep"]["axes"]["method.classifier"] = ["centroid", "ridge", "knn"]
+    recorder = Recorder()
+    wider = run_sweep(Experiment.from_mapping(values), tmp_path, watcher=recorder)
+    assert recorder.counts[0] == (8, 0, 0)
+    assert recorder.counts[-1] == (12, 0, 0)
+    assert sum(wider.metrics["forward_passes"].to_pylist()) == 0
+    assert not (tmp_path / "sweeps" / wider.sweep_id / "shared.parquet").exists()
+
+
+def test_tensorboard_reads_a_point_per_run(ray_cluster: Any, values: dict[str, Any], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    swept = run_sweep(Experiment.from_mapping(values), tmp_path)
+    folders = sorted((tmp_path / "sweeps" / swept.sweep_id / "tensorboard").iterdir())
+    assert [folder.name for folder in folders] == sorted(set(swept.metrics["run_id"].to_pylist()))
+    events = EventAccumulator(str(folders[0])).Reload()
+    (point,) = events.Scalars("accuracy")
+    rows = [
+        row for row in swept.metrics.to_pylist() if row["run_id"] == folders[0].name and row["metric"] == "accuracy"
+    ]
+    assert point.value == pytest.approx(rows[0]["value"])
+    assert point.step == rows[0]["examples"]
+
+
+METHOD = '''
+"""A method that draws from the process's own random streams, leaves traces in its process, and may end it."""
+import dataclasses, os, random
+from typing import Literal
+import numpy as np, torch
+from graft.arrays import answer_columns
+from graft.graph import Graph, Node
+from graft.spec import Method
+
+class Careless(Method):
+    name: Literal["careless"]
+    deed: str = "draw"
+    def roles(self, task):
+        return ()
+    def graph(self, task, dataset, models):
+        return Graph([Draw(self.deed, dataset.inputs)], dataset.inputs)
+
+@dataclasses.dataclass(frozen=True)
+class Draw(Node):
+    deed: str
+    reads: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    drawn: np.ndarray | None = None
+    pid: int = 0
+    writes = ("prediction", "scores")
+    def fit(self, rows, context):
+        if self.deed == "die":
+            os._exit(1)
+        if self.deed == "raise":
+            raise RuntimeError("this method has a fault")
+        drawn = np.array([random.random(), np.random.rand(), torch.rand(1).item()])
+        np.random.rand(7)
+        return dataclasses.replace(self, labels=context.labels, drawn=drawn, pid=os.getpid())
+    def run(self, rows):
+        scores = np.random.rand(rows.num_rows, len(self.labels)) + torch.rand(1).item()
+        return answer_columns(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), self.labels)
+'''
+
+
+@pytest.fixture
+def careless(tmp_path: Path) -> Path:
+    """A folder with that method as an installed package, and a sweep over it."""
+    package = tmp_path / "careless"
+    package.mkdir()
+    (package / "__init__.py").write_text(METHOD)
+    installed = tmp_path / "careless-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: careless\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[graft.methods]\ncareless = careless:Careless\n")
+    (tmp_path / "spec.yaml").write_text("name: careless\ntask: {name: wine}\nmethod: {name: careless}\n")
+    return tmp_path
+
+
+def graft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "graft.cli", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_what_passes_from_trial_to_trial_is_the_process_and_nothing_else(careless: Path) -> None:
+    sweep = "sweep={axes: {regime.examples: [8, 16]}, seeds: 3}"
+    swept = graft(careless, "sweep", "spec.yaml", sweep, "--storage", "swept", "--concurrent", "1")
+    assert swept.returncode == 0, swept.stderr
+    runs = sorted((careless / "swept" / "runs").iterdir())
+    assert len(runs) == 6
+    import json
+
+    configs = [json.loads((run / "graph" / "0-draw" / "config.json").read_text())["settings"] for run in runs]
+    assert len({config["pid"] for config in configs}) == 1  # one actor carried out all six
+    for words in (["regime.examples=8"], ["regime.examples=16", "regime.seed=2", "training.seed=2"]):
+        answer = graft(careless, "run", "spec.yaml", *words, "--storage", "single")
+        assert answer.returncode == 0, answer.stderr
+    for alone in (careless / "single" / "runs").iterdir():
+        together = careless / "swept" / "runs" / alone.name
+        one, other = (parquet.read_table(run / "predictions.parquet") for run in (alone, together))
+        assert one.equals(other)
+
+
+def test_a_fault_and_a_death_are_rows_and_the_others_go_on(careless: Path) -> None:
+    sweep = "sweep={axes: {method.deed: [draw, raise, die, draw-again]}}"
+    swept = graft(careless, "sweep", "spec.yaml", sweep)
+    assert swept.returncode == 1, swept.stderr
+    assert "2 of 4 runs failed" in swept.stderr
+    assert "Traceback" not in swept.stdout
+    (folder,) = (careless / "sweeps").iterdir()
+    rows = parquet.read_table(folder / "metrics.parquet").to_pylist()
+    failed = {row["error"] for row in rows if row["status"] == "failed"}
+    assert len({row["run_id"] for row in rows}) == 4
+    assert any("this method has a fault" in error for error in failed)
+    assert any("its process died" in error for error in failed)
+    assert "this method has a fault" in (folder / "report.html").read_text()
+
+
+def test_more_cpus_than_exist_are_refused_at_once(ray_cluster: Any, values: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="--concurrent 64 needs 64 CPUs, the cluster at"):
+        run_sweep(Experiment.from_mapping(values), tmp_path, concurrent=64)
+    values["scaling"] = {"workers": 65}
+    with pytest.raises(SpecError, match="workers: 65 needs 65 CPUs"):
+        run_sweep(Experiment.from_mapping(values), tmp_path)
+    assert not (tmp_path / "runs").exists()
