@@ -23,11 +23,15 @@ setup: .venv/installed ## make .venv and install graft with the extras demo and 
 demo: setup ## sweep the quickstart (every probe on a real task), report, serve the best arm, ask it once
 	PATH="$(CURDIR)/$(BIN):$$PATH" jobs/demo.sh demo $(PORT)
 
+# The job's own exit code is in make's last line (make itself ends with 2 for any other than 0).
+submit: setup ## run SPEC=jobs/specs/... as a job on a cluster [STORAGE=URI] [ADDRESS=http://head:8265]
+	$(BIN)/python jobs/submit.py $(SPEC) $(if $(STORAGE),--storage $(STORAGE)) $(if $(ADDRESS),--address $(ADDRESS))
+
 test: setup ## run the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not cluster'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster'
 
 test-slow: setup ## run those that take minutes: killed sweeps, several Ray nodes
-	$(BIN)/python -m pytest -m '(slow or cluster) and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m '(slow or cluster) and not gpu'
 
 test-all: setup ## run every test that this machine can run
 	$(BIN)/python -m pytest

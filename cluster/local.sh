@@ -36,39 +36,46 @@ check() {
         fail "up $NODES $CPUS: give NODES (1 to 99) and CPUS of each (1 to 999), for example: cluster/local.sh up 2 2" 2
     command -v ray >/dev/null || fail "ray is not on the PATH and not in $REPO/.venv; run make setup" 2
     # Ray keeps Unix sockets below it, and the path of one has at most 107 characters.
-    [[ $STATE == /* && ${#STATE} -le 40 ]] || fail "GRAFT_CLUSTER=$STATE: give an absolute path of at most 40 characters" 2
+    [[ $STATE == /* && ${#STATE} -le 32 ]] || fail "GRAFT_CLUSTER=$STATE: give an absolute path of at most 32 characters" 2
     [[ ! -e $STATE || -O $STATE ]] || fail "GRAFT_CLUSTER=$STATE belongs to another user; give another folder" 2
     [ -z "$(ours)" ] || fail "a cluster of $STATE is up already; end it with cluster/local.sh down, or set GRAFT_CLUSTER"
+    for port in "$PORT" "$DASHBOARD"; do
+        [[ $port =~ ^[1-9][0-9]{3,4}$ && $port -ge 1024 && $port -le 65535 ]] ||
+            fail "RAY_PORT, RAY_DASHBOARD_PORT: got $port; give a number from 1024 to 65535" 2
+    done
     is_free "$PORT" || fail "port $PORT is in use; set RAY_PORT to a free one"
     is_free "$DASHBOARD" || fail "port $DASHBOARD is in use; set RAY_DASHBOARD_PORT to a free one"
 }
 
-# node NAME OPTION...: one Ray node in a session of its own. Zeros let the system choose ports, so that no two nodes clash.
+# node NUMBER OPTION...: one Ray node in a session of its own. Zeros let the system choose ports, so that no two clash.
+# A folder per node: in a shared one, each node that a job reaches would unpack the job's files anew, under the feet of
+# those that run in them already.
 node() {
-    local name=$1
+    local number=$1
     shift
     GRAFT_CLUSTER_MARK=$(cat "$STATE/mark") RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 \
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 SPT_NOENV=1 \
         setsid env -u RAY_ADDRESS ray start --block --num-cpus="$CPUS" --object-store-memory="$OBJECT_STORE_BYTES" \
-        --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 --disable-usage-stats "$@" \
-        >"$STATE/$name.log" 2>&1 </dev/null &
+        --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 --disable-usage-stats \
+        --temp-dir="$STATE/node-$number" "$@" >"$STATE/node-$number.log" 2>&1 </dev/null &
     PIDS+=($!)
     disown # no word from bash when it ends
 }
 
-# Waits until the head lists COUNT nodes; gives up when a node's process has ended.
+# await PID...: waits until the head lists as many nodes; gives up when one of these processes has ended.
 await() {
-    RAY_AUTH_MODE=token python - "http://127.0.0.1:$DASHBOARD" "$SECONDS_TO_START" "$@" <<'PYTHON'
+    # Ray prefers the variable to what its client is told.
+    RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:$DASHBOARD python - "$SECONDS_TO_START" "$@" <<'PYTHON'
 import os, sys, time
 from ray.util.state import list_nodes
 
-address, seconds, pids = sys.argv[1], float(sys.argv[2]), [int(pid) for pid in sys.argv[3:]]
+seconds, pids = float(sys.argv[1]), [int(pid) for pid in sys.argv[2:]]
 end = time.monotonic() + seconds
 while time.monotonic() < end:
     try:
         for pid in pids:
             os.kill(pid, 0)
-        if sum(node.state == "ALIVE" for node in list_nodes(address=address)) >= len(pids):
+        if sum(node.state == "ALIVE" for node in list_nodes()) >= len(pids):
             sys.exit(0)
     except ProcessLookupError:
         break
@@ -82,19 +89,19 @@ PYTHON
 up() {
     check
     mkdir -p -m 700 "$STATE"
-    rm -rf "$STATE/ray" "$STATE"/node-*.log
+    rm -rf "$STATE"/node-[0-9]*
     printf '%s-%s-%s' "$STATE" "$$" "$RANDOM$RANDOM" >"$STATE/mark"
     printf '%s %s' "$PORT" "$DASHBOARD" >"$STATE/ports"
     PYTHONPATH=$REPO/platform python -c 'from graft.cluster import use_tokens; use_tokens()'
     trap down EXIT
-    node node-1 --head --port="$PORT" --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD" \
-        --ray-client-server-port="$(free_port)" --temp-dir="$STATE/ray"
+    node 1 --head --port="$PORT" --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD" \
+        --ray-client-server-port="$(free_port)"
     for ((i = 2; i <= NODES; i++)); do
-        node "node-$i" --address="127.0.0.1:$PORT" --num-gpus=0 # the head has those of the machine
+        node "$i" --address="127.0.0.1:$PORT" --num-gpus=0 # the head has those of the machine
     done
     if ! await "${PIDS[@]}"; then
-        tail -n 5 "$STATE"/node-*.log >&2
-        fail "the cluster did not start within $SECONDS_TO_START seconds; its logs are in $STATE"
+        tail -n 3 "$STATE"/node-*.log >&2
+        fail "the cluster did not start in $SECONDS_TO_START seconds, or a node ended; the logs are in $STATE"
     fi
     trap - EXIT
     env_lines

@@ -14,14 +14,17 @@ mv "$storage.log" "$storage/sweep.log"
 
 rm -f "$storage/keys.json"
 key=$(graft keys new demo --file "$storage/keys.json" | tail -n 1)
-graft serve "$best" --storage "$storage" --port "$port" --api-keys "$storage/keys.json" &
+graft serve "$best" --storage "$storage" --port "$port" --api-keys "$storage/keys.json" > "$storage/serve.log" &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" || true' EXIT
 
-until curl --silent --fail --output /dev/null "http://127.0.0.1:$port/readyz"; do
-    kill -0 "$server" 2>/dev/null || { echo "the server has ended" >&2; exit 1; }
-    sleep 0.5
+# It announces itself once everything answers; to a script that only knows the address, GET /readyz says the same.
+until grep --quiet ^try "$storage/serve.log"; do
+    kill -0 "$server" 2>/dev/null || { echo "error: the server has ended" >&2; exit 1; }
+    sleep 0.2
 done
+cat "$storage/serve.log"
+curl --silent --show-error --fail "http://127.0.0.1:$port/readyz" && echo
 echo "asking: $text"
 curl --silent --show-error --fail "http://127.0.0.1:$port/v1/classify" \
     --header "Authorization: Bearer $key" --header "Content-Type: application/json" \

@@ -7,6 +7,7 @@ The repository travels with it, without what .gitignore names. Needs the cluster
 
 import argparse
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -24,19 +25,23 @@ from graft.spec import Experiment  # noqa: E402
 
 async def follow(spec: Path, words: list[str], address: str) -> int:
     """Submit, write the log as it comes, and give the exit code of the job's driver."""
+    if not address.startswith(("http://", "https://")):
+        raise SpecError(f"--address {address}: give the dashboard's, for example http://127.0.0.1:8265")
     if not spec.resolve().is_relative_to(REPO):
         raise SpecError(f"{spec}: a job sees only what lies in {REPO}; move the spec there")
     script = "jobs/sweep.py" if Experiment.from_yaml(spec).sweep else "jobs/run.py"
     entrypoint = shlex.join(["python", script, str(spec.resolve().relative_to(REPO)), *words])
     use_tokens(create=False)
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers it to what its client is told
     from ray.job_submission import JobSubmissionClient
 
+    logging.disable(logging.WARNING)  # Ray says much of how it packs
     with plain_errors(address):
         client = JobSubmissionClient(address)
         job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPO)})
         print(f"{job}: {entrypoint}\ndashboard  {address}/#/jobs/{job}")
         for word in ("logs", "status", "stop"):
-            print(f"{word:<10} RAY_AUTH_MODE=token ray job {word} --address {address} {job}", flush=True)
+            print(f"{word:<10} RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS={address} ray job {word} {job}", flush=True)
         async for lines in client.tail_job_logs(job):
             print(lines, end="", flush=True)
         while not (info := client.get_job_info(job)).status.is_terminal():

@@ -66,7 +66,7 @@ sweep: {{axes: {{method.temperature: [0.1, 1.0]}}, seeds: 2}}
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "graft.cli"]
     answer = subprocess.run(
-        [*command, "run", "spec.yaml"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [*command, "sweep", "spec.yaml"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert answer.returncode == 0, answer.stderr
     assert "prototype temperature=1.0" in answer.stdout

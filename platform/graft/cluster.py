@@ -80,9 +80,9 @@ def use_tokens(create: bool = True) -> Path | None:
     """
     os.environ.update(_QUIET)
     if "ray" in sys.modules:  # it read the variable when it was imported
-        from ray._raylet import Config
+        import ray
 
-        Config.initialize("")
+        ray._raylet.Config.initialize("")
     if os.environ.get("RAY_AUTH_TOKEN"):
         return None
     path = _token_path()
@@ -222,8 +222,8 @@ def _check_address(address: str) -> None:
     host, mark, port = address.rpartition(":")
     if "://" in address or not mark or not port.isdigit():
         raise SpecError(
-            f"--address {address}: give host:port of a head node (its port is 6379 by default), auto for the cluster of "
-            "this machine, or leave it out to start one"
+            f"--address {address}: give host:port of a head node (its port is 6379 by default), auto for the cluster "
+            "of this machine, or leave it out to start one"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()

@@ -1,8 +1,10 @@
 """Sweeps on a real Ray cluster: what is shared, what is begun anew, what becomes of failures."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,19 @@ from graft.errors import SpecError
 from graft.spec import Experiment
 from graft.sweeps.axes import expand
 from graft.sweeps.status import Status, Watcher
-from graft.sweeps.sweep import run_sweep
+from graft.sweeps.sweep import SweepResult, run_sweep
 
 LINES = [f"a text about {topic} number {i},{topic}" for i in range(40) for topic in ("rain", "bread")]
 
 
-@pytest.fixture
-def values(tmp_path: Path, tiny_bert: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> dict[str, Any]:
     """A spec over 80 rows of text: 2 classifiers x 2 amounts of data x 2 seeds."""
-    (tmp_path / "rows.csv").write_text("text,topic\n" + "\n".join(LINES) + "\n")
+    rows = tmp_path_factory.mktemp("topics") / "rows.csv"
+    rows.write_text("text,topic\n" + "\n".join(LINES) + "\n")
     return {
         "name": "topics",
-        "task": {"name": "file", "path": str(tmp_path / "rows.csv"), "text": "text", "label": "topic"},
+        "task": {"name": "file", "path": str(rows), "text": "text", "label": "topic"},
         "models": {"encoder": {"source": str(tiny_bert)}},
         "method": {"name": "probe"},
         "sweep": {"axes": {"method.classifier": ["centroid", "ridge"], "regime.examples": [12, 24]}, "seeds": 2},
@@ -52,61 +55,72 @@ def plain(metrics: pa.Table) -> list[dict[str, Any]]:
     return metrics.select(["run_id", "metric", "value", "n", "examples", "seed", "status"]).to_pylist()
 
 
-def test_a_sweep_gives_what_its_runs_give_one_by_one(ray_cluster: Any, values: dict[str, Any], tmp_path: Path) -> None:
-    experiment = Experiment.from_mapping(values)
-    recorder = Recorder()
-    swept = run_sweep(experiment, tmp_path / "swept", watcher=recorder)
-    assert swept.failed == 0
-    single = [runner.run(member, tmp_path / "single").metrics for member in expand(experiment)]
-    assert plain(swept.metrics) == plain(pa.concat_tables(single))
-    assert recorder.counts[0] == (0, 0, 0)
-    assert recorder.counts[-1] == (8, 0, 0)
-    assert max(running for _, _, running in recorder.counts) <= ray_cluster.cpus
-    folder = tmp_path / "swept" / "sweeps" / swept.sweep_id
-    answers = parquet.read_table(folder / "predictions.parquet")
-    assert answers.num_rows == 8 * swept.metrics["n"][0].as_py()
-    assert Path(swept.report).exists()
-    assert not list(tmp_path.rglob("*.pkl"))
+@dataclass
+class Swept:
+    """A sweep that was carried out, and what was said meanwhile."""
+
+    experiment: Experiment
+    storage: Path
+    result: SweepResult
+    recorder: Recorder
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / "sweeps" / self.result.sweep_id
 
 
-def test_an_embedding_is_computed_once_over_the_whole_sweep(
-    ray_cluster: Any, values: dict[str, Any], tmp_path: Path
-) -> None:
-    experiment = Experiment.from_mapping(values)
-    recorder = Recorder()
-    swept = run_sweep(experiment, tmp_path, watcher=recorder)
-    (shared,) = parquet.read_table(tmp_path / "sweeps" / swept.sweep_id / "shared.parquet").to_pylist()
-    planned = runner.plans(expand(experiment))
-    needed = {
-        row for plan in planned for table in (plan.examples, plan.dataset.test) for row in table["text"].to_pylist()
-    }
-    assert shared["forward_passes"] == len(needed)
-    assert sum(swept.metrics["forward_passes"].to_pylist()) == 0
-    assert recorder.shared[-1][1:] == (len(needed), len(needed))
-    assert f"{len(needed)} forward passes" in Path(swept.report).read_text()
-    # Another arm later: nothing new is computed, only the new runs are carried out.
-    values["sweep"]["axes"]["method.classifier"] = ["centroid", "ridge", "knn"]
-    recorder = Recorder()
-    wider = run_sweep(Experiment.from_mapping(values), tmp_path, watcher=recorder)
-    assert recorder.counts[0] == (8, 0, 0)
-    assert recorder.counts[-1] == (12, 0, 0)
-    assert sum(wider.metrics["forward_passes"].to_pylist()) == 0
-    assert not (tmp_path / "sweeps" / wider.sweep_id / "shared.parquet").exists()
+def swept_in(storage: Path, values: dict[str, Any]) -> Swept:
+    experiment, recorder = Experiment.from_mapping(values), Recorder()
+    return Swept(experiment, storage, run_sweep(experiment, storage, watcher=recorder), recorder)
 
 
-def test_tensorboard_reads_a_point_per_run(ray_cluster: Any, values: dict[str, Any], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def swept(ray_cluster: Any, values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    return swept_in(tmp_path_factory.mktemp("swept"), values)
+
+
+def test_a_sweep_gives_what_its_runs_give_one_by_one(swept: Swept, ray_cluster: Any, tmp_path: Path) -> None:
+    assert swept.result.failed == 0
+    single = [runner.run(member, tmp_path).metrics for member in expand(swept.experiment)]
+    assert plain(swept.result.metrics) == plain(pa.concat_tables(single))
+    assert swept.recorder.counts[0] == (0, 0, 0)
+    assert swept.recorder.counts[-1] == (8, 0, 0)
+    assert max(running for _, _, running in swept.recorder.counts) <= ray_cluster.cpus
+    answers = parquet.read_table(swept.folder / "predictions.parquet")
+    assert answers.num_rows == 8 * swept.result.metrics["n"][0].as_py()
+    assert Path(swept.result.report).exists()
+    assert not list(swept.storage.rglob("*.pkl"))
+
+
+def test_tensorboard_reads_a_point_per_run(swept: Swept) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    swept = run_sweep(Experiment.from_mapping(values), tmp_path)
-    folders = sorted((tmp_path / "sweeps" / swept.sweep_id / "tensorboard").iterdir())
-    assert [folder.name for folder in folders] == sorted(set(swept.metrics["run_id"].to_pylist()))
+    folders = sorted((swept.folder / "tensorboard").iterdir())
+    assert [folder.name for folder in folders] == sorted(set(swept.result.metrics["run_id"].to_pylist()))
     events = EventAccumulator(str(folders[0])).Reload()
     (point,) = events.Scalars("accuracy")
-    rows = [
-        row for row in swept.metrics.to_pylist() if row["run_id"] == folders[0].name and row["metric"] == "accuracy"
-    ]
-    assert point.value == pytest.approx(rows[0]["value"])
-    assert point.step == rows[0]["examples"]
+    rows = [row for row in swept.result.metrics.to_pylist() if row["run_id"] == folders[0].name]
+    (row,) = [row for row in rows if row["metric"] == "accuracy"]
+    assert point.value == pytest.approx(row["value"])
+    assert point.step == row["examples"]
+
+
+def test_an_embedding_is_computed_once_over_the_whole_sweep(swept: Swept, values: dict[str, Any]) -> None:
+    (shared,) = parquet.read_table(swept.folder / "shared.parquet").to_pylist()
+    planned = runner.plans(expand(swept.experiment))
+    tables = [table for plan in planned for table in (plan.examples, plan.dataset.test)]
+    needed = {text for table in tables for text in table["text"].to_pylist()}
+    assert shared["forward_passes"] == len(needed)
+    assert sum(swept.result.metrics["forward_passes"].to_pylist()) == 0
+    assert swept.recorder.shared[-1][1:] == (len(needed), len(needed))
+    assert f"{len(needed)} forward passes" in Path(swept.result.report).read_text()
+    # Another arm later: nothing new is computed, only the new runs are carried out.
+    axes = {"method.classifier": ["centroid", "ridge", "knn"], "regime.examples": [12, 24]}
+    wider = swept_in(swept.storage, {**values, "sweep": {"axes": axes, "seeds": 2}})
+    assert wider.recorder.counts[0] == (8, 0, 0)
+    assert wider.recorder.counts[-1] == (12, 0, 0)
+    assert sum(wider.result.metrics["forward_passes"].to_pylist()) == 0
+    assert not (wider.folder / "shared.parquet").exists()
 
 
 METHOD = '''
@@ -174,8 +188,6 @@ def test_what_passes_from_trial_to_trial_is_the_process_and_nothing_else(careles
     assert swept.returncode == 0, swept.stderr
     runs = sorted((careless / "swept" / "runs").iterdir())
     assert len(runs) == 6
-    import json
-
     configs = [json.loads((run / "graph" / "0-draw" / "config.json").read_text())["settings"] for run in runs]
     assert len({config["pid"] for config in configs}) == 1  # one actor carried out all six
     for words in (["regime.examples=8"], ["regime.examples=16", "regime.seed=2", "training.seed=2"]):
@@ -187,6 +199,7 @@ def test_what_passes_from_trial_to_trial_is_the_process_and_nothing_else(careles
         assert one.equals(other)
 
 
+@pytest.mark.slow
 def test_a_fault_and_a_death_are_rows_and_the_others_go_on(careless: Path) -> None:
     sweep = "sweep={axes: {method.deed: [draw, raise, die, draw-again]}}"
     swept = graft(careless, "sweep", "spec.yaml", sweep)
@@ -205,7 +218,6 @@ def test_a_fault_and_a_death_are_rows_and_the_others_go_on(careless: Path) -> No
 def test_more_cpus_than_exist_are_refused_at_once(ray_cluster: Any, values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="--concurrent 64 needs 64 CPUs, the cluster at"):
         run_sweep(Experiment.from_mapping(values), tmp_path, concurrent=64)
-    values["scaling"] = {"workers": 65}
     with pytest.raises(SpecError, match="workers: 65 needs 65 CPUs"):
-        run_sweep(Experiment.from_mapping(values), tmp_path)
+        run_sweep(Experiment.from_mapping({**values, "scaling": {"workers": 65}}), tmp_path)
     assert not (tmp_path / "runs").exists()

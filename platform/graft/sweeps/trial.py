@@ -38,16 +38,17 @@ class GraftTrial(tune.Trainable):  # type: ignore[misc]
         self.store = runner.open_store(self.files, work.store_limit_bytes)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next experiment, unless an unforeseen failure may have left this process in disorder.
-
-        It then ends, and Tune gives the experiment to a new one. (Where False is returned, Tune fails the experiment.)
-        """
-        if not self.clean:
-            ray.actor.exit_actor()
+        """Take the next experiment; Tune has put it into `config`."""
         return True
 
     def step(self) -> dict[str, Any]:
-        """The whole run: its test metrics, or `error`."""
+        """The whole run: its test metrics, or `error`.
+
+        After a failure that nobody foresaw, this process may be in disorder: it ends when it is given another run,
+        which Tune then gives to a new process. (It does so for a run that has begun, not for one that is being reset.)
+        """
+        if not self.clean:
+            ray.actor.exit_actor()
         run_id = self.config["run_id"]
         try:
             result = runner.carry_out(self._plan(run_id), self.files, self.store)
