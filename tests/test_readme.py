@@ -1,7 +1,9 @@
 """The README's commands and code, run as a reader would run them."""
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,40 @@ def test_sixty_seconds_with_your_own_rows(tmp_path: Path, minilm: str) -> None:
     )
     assert spoken.returncode == 0, spoken.stderr
     assert "classify(logistic)" in spoken.stdout
+
+
+@pytest.mark.slow
+def test_the_same_spec_swept_served_and_asked(tmp_path: Path, minilm: str) -> None:
+    rows, _ = blocks("sh", "Sixty seconds with your own rows")
+    sweep, serve = blocks("sh", "The same spec swept, served and asked")
+    rows = rows.replace(". .venv/bin/activate", "").split("graft validate")[0]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    serve = (
+        serve.replace("--api-keys", f"--port {port} --api-keys")
+        .replace("8000", port)
+        .replace("kill %1", "kill %1; wait")
+    )
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    answer = subprocess.run(
+        ["bash", "-c", f"set -e\n{rows}\n{sweep}\n{serve}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "serve its best arm: graft serve reviews-" in answer.stdout, answer.stderr
+    shown = re.search(r'\{"object":"list".*\}', blocks("", "The same spec swept, served and asked")[1])
+    given = re.search(r'\{"object":"list".*\}', answer.stdout)
+    assert shown, "the README shows an answer"
+    assert given, answer.stdout + answer.stderr
+    said, told = json.loads(given[0]), json.loads(shown[0])
+    assert said["data"][0]["scores"] == pytest.approx(told["data"][0]["scores"], abs=1e-3)
+    assert said["model"] == told["model"]
+    (key,) = (tmp_path / "try" / "key.txt").read_text().split()
+    assert key not in (tmp_path / "try" / "keys.json").read_text()
 
 
 def test_the_method_of_the_readme_runs_as_a_package_of_its_own(tmp_path: Path, tiny_bert: Path) -> None:

@@ -172,7 +172,7 @@ def serve(
         names, host=host, port=port, api_keys=api_keys, storage=storage, address=address, announce=announce
     )
     if not served:
-        typer.echo("interrupted before anything was served", err=True)
+        typer.echo("stopped while it was starting", err=True)
         raise typer.Exit(130)
 
 

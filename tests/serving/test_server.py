@@ -317,7 +317,7 @@ def test_interrupted_while_it_starts_it_leaves_nothing_behind(storage: Path, run
     wait_for_ray(popen)
     status, out, err = end(popen, signal.SIGINT)
     assert (status, out) == (130, ""), err
-    assert err == "interrupted before anything was served\n"
+    assert err == "stopped while it was starting\n"
 
 
 @pytest.mark.slow
