@@ -96,7 +96,7 @@ class _Sweep:
         self.status = Status(sweep_id, _inside(storage, self.folder), len(self.plans))
         self.results: dict[str, Result] = {}
         self.curves = Curves(self.files, self.folder)
-        write_atomic(self.files, f"{self.folder}/sweep.yaml", _description(experiment, self.plans))
+        self.description = _description(experiment, self.plans)
 
     def read_done(self) -> None:
         """Take in the runs that are done, whichever command did them."""
@@ -124,6 +124,7 @@ class _Sweep:
         check_shared(cluster, self.storage)
         self.status.dashboard = cluster.dashboard
         self.watcher.update(self.status)
+        write_atomic(self.files, f"{self.folder}/sweep.yaml", self.description)
         store = runner.open_store(self.files, self.store_limit_bytes)
         # Frozen models compute where the trials do: few rows in this process only if that is on the same machine.
         with RayPool(self.storage, min_rows=MIN_ROWS if cluster.local else 0) as pool:
@@ -146,6 +147,7 @@ class _Sweep:
                 error = self.status.failed.get(run_id, "it ended without a result; give the same command again")
                 tables.append(failure_table(runner.failure(plan, error)))
         metrics = pa.concat_tables(tables)
+        write_atomic(self.files, f"{self.folder}/sweep.yaml", self.description)
         _write_predictions(self.files, f"{self.folder}/predictions.parquet", answers)
         write_table(self.files, f"{self.folder}/metrics.parquet", metrics)
         html, _ = write_report([self.status.folder])

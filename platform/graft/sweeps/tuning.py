@@ -48,6 +48,7 @@ def tune_runs(
         trial: what carries out one run; a benchmark gives one that does nothing.
     """
     trainable = tune.with_resources(tune.with_parameters(trial, work=work), {"CPU": 1, "GPU": gpus})
+    trainable.__name__ = trainable.__qualname__ = trial.__name__  # what the dashboard shows of an actor
     with _settings(), tempfile.TemporaryDirectory(prefix="graft-tune-") as folder:
         tuner = tune.Tuner(
             trainable,
