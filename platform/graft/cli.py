@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -70,7 +70,8 @@ def run(
         result = runner.run(
             experiment, storage, progress=watch(experiment.name), store_limit_bytes=limit, address=address
         )
-    _print_metrics(result.metrics)
+    for name, value in result.values.items():
+        typer.echo(f"{name:<18} {'undefined' if value is None else format(value, '.4f')}")
     typer.echo(f"{result.run_id}: {result.folder}")
 
 
@@ -246,11 +247,6 @@ def _show_plan(experiment: "Experiment", with_spec: bool) -> None:
         run_ids = {plan.run_id for plan in planned}
         typer.echo(f"sweep      {identify(experiment, run_ids)}: {len(run_ids)} runs; the first of them:")
     typer.echo(planned[0].describe())
-
-
-def _print_metrics(metrics: Any) -> None:
-    for name, value in zip(metrics["metric"].to_pylist(), metrics["value"].to_pylist(), strict=True):
-        typer.echo(f"{name:<18} {'undefined' if value is None else format(value, '.4f')}")
 
 
 def _bytes(text: str) -> int:

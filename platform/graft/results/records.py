@@ -213,6 +213,12 @@ class Result:
         """The fitted graph, read when first asked for."""
         return self.load_graph()
 
+    @property
+    def values(self) -> dict[str, float | None]:
+        """Metric to value, as the table holds them."""
+        names, values = (self.metrics[column].to_pylist() for column in ("metric", "value"))
+        return dict(zip(names, values, strict=True))
+
     def metric(self, name: str) -> float:
         """A metric's value on the test rows; NaN where the table holds null.
 

@@ -103,8 +103,7 @@ class _Sweep:
         for run_id in self.plans:
             if result := _finished(self.files, run_id):
                 self.results[run_id] = result
-                names, values = (result.metrics[column].to_pylist() for column in ("metric", "value"))
-                self.status.done[run_id] = dict(zip(names, values, strict=True))
+                self.status.done[run_id] = result.values
                 self.curves.write(self.plans[run_id], self.status.done[run_id])
         self.status.read = len(self.results)
         self.watcher.update(self.status)

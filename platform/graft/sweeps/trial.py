@@ -58,8 +58,7 @@ class GraftTrial(tune.Trainable):  # type: ignore[misc]
             return {"done": True, "error": runner.reason(error)}
         finally:
             self.store.flush()
-        names, values = (result.metrics[column].to_pylist() for column in ("metric", "value"))
-        return {"done": True, "metrics": dict(zip(names, values, strict=True))}
+        return {"done": True, "metrics": result.values}
 
     def _plan(self, run_id: str) -> runner.Plan:
         experiment = Experiment.from_mapping(self.work.experiments[run_id])
