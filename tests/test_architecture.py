@@ -11,7 +11,7 @@ HOUSE = ROOT / "platform" / "graft"
 LAYERS = (
     {"spec", "specfile", "errors", "hashing", "seeds", "storage", "arrays"},
     {"models", "store", "cluster"},
-    {"graph", "tasks"},
+    {"graph", "execution", "tasks"},
     {"methods", "crew", "pool"},
     {"results", "pretraining", "training"},
     {"runner", "runs"},

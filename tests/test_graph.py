@@ -12,7 +12,8 @@ import pytest
 
 from graft import models
 from graft.errors import DataError, GraftError, ModelError, SpecError
-from graft.graph import Context, Graph, Node, Progress, run_node
+from graft.execution import Progress, run_node
+from graft.graph import Context, Graph, Node
 from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.store import ColumnStore

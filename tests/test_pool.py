@@ -20,7 +20,8 @@ from graft import models, pool, prediction, runner
 from graft.arrays import matrix
 from graft.cluster import Cluster
 from graft.errors import ClusterError, ModelError
-from graft.graph import Node, run_node
+from graft.execution import run_node
+from graft.graph import Node
 from graft.methods.embed import Embed
 from graft.pool import RayPool
 from graft.spec import Experiment
@@ -222,7 +223,7 @@ import sys
 import time
 import pyarrow as pa
 from graft import models, runner
-from graft.graph import run_node
+from graft.execution import run_node
 from graft.methods.embed import Embed
 from graft.pool import RayPool
 from graft.storage import open_storage

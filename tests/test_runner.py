@@ -211,7 +211,7 @@ def test_free_text_targets_are_generated_and_scored_as_text(tiny_llama: Path, tm
         "method": {"name": "icl", "num_shots": 2, "max_new_tokens": 5},
     }
     result = Experiment.from_mapping(values).run(tmp_path)
-    assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed"}
+    assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed", "perplexity"}
 
 
 def test_equal_questions_get_equal_answers_whatever_their_place(

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from graft import errors
 from graft.errors import ClusterError, GraftError, ModelError
-from graft.graph import Node, computed
+from graft.execution import computed
+from graft.graph import Node
 from graft.store import ColumnStore
 
 log = logging.getLogger(__name__)

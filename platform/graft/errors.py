@@ -6,6 +6,7 @@
     ├── ModelError        a model that cannot be found, read or used like this
     ├── StoreError        the column store or the storage under it
     ├── CheckpointError   a checkpoint that cannot be written or read
+    ├── TrainingError     a training that does not come to an end
     ├── ClusterError      a Ray cluster that cannot be started or joined
     └── ServeError        a served graph
 
@@ -43,6 +44,12 @@ class StoreError(GraftError):
 
 class CheckpointError(GraftError):
     """A checkpoint cannot be written or read."""
+
+    exit_code = 1
+
+
+class TrainingError(GraftError):
+    """A training diverges, or its workers are lost."""
 
     exit_code = 1
 

@@ -8,51 +8,89 @@ column store, so no row is put through a frozen model twice.
 
 import dataclasses
 import importlib
-import itertools
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 
 from graft import hashing
 from graft.errors import DataError, GraftError, ModelError, SpecError, suggest
+from graft.execution import Pool, Progress, class_path, no_progress, run_node
 from graft.models import absolute
 from graft.spec import Experiment, ModelSource, catalogue
 from graft.store import ColumnStore
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, rows done, and rows in all."""
+FORMAT = 1
 
 Models = Callable[[ModelSource], Any]
 """Gives the handle of a frozen model; nodes that name the same source share it."""
 
 
-def no_progress(what: str, done: int, total: int) -> None:
-    """Watch nothing."""
+class Trains(Protocol):
+    """A node with gradients: what the one training loop needs of it.
 
+    It travels to other processes as it is: handles of models go as names, and `build` loads them there.
+    """
 
-class Pool(Protocol):
-    """Other processes that compute what the store lacks."""
+    @property
+    def terms(self) -> tuple[float, ...]:
+        """Weights of the loss's K terms; each term is a mean over its own target tokens in the whole global batch."""
+        ...
 
-    min_rows: int
-    """Up to so many missing rows are computed in this process."""
+    def encode(self, rows: pa.Table) -> pa.Table:
+        """Rows as tokens: the one place where that happens, once per training.
 
-    def fill(self, node: "Node", keys: Sequence[bytes], rows: pa.Table, store: ColumnStore, progress: Progress) -> None:
-        """Compute a storable node's rows, known by distinct keys, and append them to the store as far as it takes them.
-
-        Raises:
-            GraftError: what the node raises, or the pool cannot go on.
+        Gives `length` (int32, positions that a row takes), `targets` (list of K int32, target tokens of each term),
+        and whatever columns `collate` reads; row for row.
         """
         ...
+
+    def build(self) -> "nn.Module":
+        """The network to train, the same for the same settings, in training mode.
+
+        `forward(**collate(encoded))` gives the sum of losses of each term [K]. Exactly what is to be trained requires
+        gradients, and is float32. A module that changes more than its parameters has `after_step(step)`, called
+        after each step of the optimizer, and `training_state()` and `load_training_state(tensors)`.
+        """
+        ...
+
+    def collate(self, encoded: pa.Table) -> dict[str, "Tensor"]:
+        """Rows of `encode` as one batch, on the CPU."""
+        ...
+
+    def describe(self) -> str:
+        """The node in a few words."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Identity by content, before training."""
+        ...
+
+    def handles(self) -> dict[str, Any]:
+        """Frozen models, by field; the first one's usage counts the tokens trained on."""
+        ...
+
+
+class Train(Protocol):
+    """Trains a node: gives weights by their names in its `build()`, float32."""
+
+    def __call__(self, node: Trains, rows: pa.Table, more: pa.Table | None = None) -> dict[str, np.ndarray]:
+        """Train on rows that hold `target`, and on `more`, encoded already, of which nothing is held out."""
+        ...
+
+
+def no_training(node: Trains, rows: pa.Table, more: pa.Table | None = None) -> dict[str, np.ndarray]:
+    """Refuse: there is nothing to train with."""
+    raise GraftError(f"{node.describe()} learns by gradients; carry it out with graft.Experiment(...).run()")
 
 
 @dataclass(frozen=True)
@@ -65,13 +103,14 @@ class Context:
     store: ColumnStore | None = None
     progress: Progress = no_progress
     pool: Pool | None = None
+    train: Train = no_training
 
 
 class Node(ABC):
     """One step of a composed model: reads columns, adds columns.
 
-    A node is a frozen dataclass, and its fields are its whole identity: plain JSON values, numpy arrays (what
-    fitting has set) and handles of frozen models. Fingerprint, `save` and `load` follow from them. A node is
+    A node is a frozen dataclass, and its fields are its whole identity: plain JSON values, numpy arrays or dicts of
+    them (what fitting has set) and handles of frozen models. Fingerprint, `save` and `load` follow from them. A node is
     never mutated: `fit` returns a copy (`dataclasses.replace`) that shares the handles.
 
     A node that cuts texts also writes an int32 column `<what>_tokens_cut`: tokens dropped from the row.
@@ -105,6 +144,16 @@ class Node(ABC):
         """How many numbers fitting has set by learning (stored examples are not learned)."""
         return 0
 
+    def parameters_added(self) -> int:
+        """How many of them the models do not have already."""
+        return self.parameters_trained()
+
+    def warm(self) -> None:
+        """Load now what `run` would load at its first row."""
+        for handle in self.handles().values():
+            if not handle.remote:
+                _ = handle.network
+
     def fingerprint(self) -> str:
         """Identity by content: class, settings, model weights and fitted arrays."""
         sources = {name: handle.fingerprint for name, handle in self.handles().items()}
@@ -120,17 +169,14 @@ class Node(ABC):
         return {name: value for name, value in self._fields().items() if _is_handle(value)}
 
     def save(self, directory: Path) -> None:
-        """Write `config.json` (values, models by absolute path) and `fitted.safetensors` (arrays); never a pickle."""
-        from safetensors.numpy import save_file
-
+        """Write `config.json` (values, models by absolute path) and what fitting has set; never a pickle."""
         directory.mkdir(parents=True, exist_ok=True)
         models = {name: absolute(handle.source).model_dump(mode="json") for name, handle in self.handles().items()}
         config = {"settings": self._settings(), "models": models}
         (directory / "config.json").write_text(
             json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        if arrays := self._arrays():
-            save_file(arrays, directory / "fitted.safetensors")
+        self._write_arrays(directory)
 
     @classmethod
     def load(cls, directory: Path, models: Models) -> Self:
@@ -151,10 +197,17 @@ class Node(ABC):
             name: np.ascontiguousarray(value) for name, value in self._fields().items() if isinstance(value, np.ndarray)
         }
 
+    def _write_arrays(self, directory: Path) -> None:
+        """Write what fitting has set, so that `load` finds it: by default `fitted.safetensors`."""
+        from safetensors.numpy import save_file
+
+        if arrays := self._arrays():
+            save_file(arrays, directory / "fitted.safetensors")
+
     def _settings(self) -> dict[str, Any]:
         settings = {}
         for name, value in self._fields().items():
-            if isinstance(value, np.ndarray) or _is_handle(value):
+            if _is_fitted(value) or _is_handle(value):
                 continue
             settings[name] = value.item() if isinstance(value, np.generic) else value
             try:
@@ -166,6 +219,13 @@ class Node(ABC):
                     f"{class_path(type(self))}.{name} is a {kind}, which cannot be saved; {cure}"
                 ) from None
         return settings
+
+
+def _is_fitted(value: Any) -> bool:
+    """An array, or arrays by name."""
+    if isinstance(value, dict):
+        return bool(value) and all(isinstance(one, np.ndarray) for one in value.values())
+    return isinstance(value, np.ndarray)
 
 
 def _is_handle(value: Any) -> bool:
@@ -308,89 +368,6 @@ class Graph:
                 )
             nodes.append(node)
         return cls(nodes, inputs)
-
-
-def run_node(
-    node: Node,
-    rows: pa.Table,
-    store: ColumnStore | None,
-    progress: Progress = no_progress,
-    pool: Pool | None = None,
-) -> pa.Table:
-    """The rows with a node's columns added, through the store where the node is storable.
-
-    What the store lacks in great number is computed by the pool; without a store there is none.
-    """
-    if not rows.num_rows:
-        raise DataError("there are no rows to run; give at least one")
-    read = rows.select(node.reads)
-    if store is not None and node.storable:
-        columns = _stored(node, read, store, progress, pool)
-    else:
-        node.check(read)
-        columns = computed(node, read)
-    for name in columns.column_names:
-        rows = rows.append_column(columns.schema.field(name), columns[name])
-    return rows
-
-
-def computed(node: Node, rows: pa.Table) -> pa.Table:
-    """What a node gives for its read columns, held to what it says it writes."""
-    columns = node.run(rows)
-    if not isinstance(columns, pa.Table):
-        raise GraftError(f"{class_path(type(node))}.run gave a {type(columns).__name__}; it must give a pyarrow Table")
-    if tuple(columns.column_names) != tuple(node.writes) or columns.num_rows != rows.num_rows:
-        raise GraftError(
-            f"{class_path(type(node))}.run gave {columns.num_rows} rows of {columns.column_names}; "
-            f"it must give {rows.num_rows} rows of {list(node.writes)}"
-        )
-    return columns
-
-
-def _stored(node: Node, rows: pa.Table, store: ColumnStore, progress: Progress, pool: Pool | None) -> pa.Table:
-    """Read what the store has; compute the rest, each distinct row once, and append it chunk by chunk."""
-    column, keys = node.column(), hashing.row_keys(rows)
-    missing: dict[bytes, int] = {}
-    for position, key in enumerate(keys):
-        missing.setdefault(key, position)
-    place: dict[bytes, int] = {}
-    tables: list[pa.Table] = []
-
-    def take_in(found: Sequence[bytes], columns: pa.Table) -> None:
-        start = len(place)
-        place.update((key, start + order) for order, key in enumerate(found))
-        tables.append(columns)
-        for key in found:
-            del missing[key]
-
-    def read_store(counted: bool = True) -> None:
-        wanted = list(missing)
-        found, columns = store.lookup(column, wanted, counted)
-        if columns is not None:
-            take_in([wanted[position] for position in found], columns)
-
-    read_store()
-    if missing:
-        node.check(rows.take(list(missing.values())))
-    if pool is not None and len(missing) > pool.min_rows:
-        pool.fill(node, list(missing), rows.take(list(missing.values())), store, progress)
-        read_store(counted=False)  # computed for this very call: that saved nothing
-    total = len(missing)
-    while missing:
-        chunk = list(itertools.islice(missing, node.chunk_rows))
-        progress(node.describe(), total - len(missing), total)
-        began = time.perf_counter()
-        columns = computed(node, rows.take([missing[key] for key in chunk]))
-        store.append(column, chunk, columns, time.perf_counter() - began, node.describe())
-        take_in(chunk, columns)
-    if total:
-        progress(node.describe(), total, total)
-    return pa.concat_tables(tables).take(np.array([place[key] for key in keys], dtype=np.int64))
-
-
-def class_path(cls: type) -> str:
-    """`"module:Class"`."""
-    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _load_node(cls: type[Node], folder: Path, models: Models) -> Node:

@@ -24,7 +24,8 @@ from graft import errors
 from graft.cluster import Cluster, check_shared, connect
 from graft.crew import KEY, Crew, Work, distinct_handles
 from graft.errors import ClusterError
-from graft.graph import Node, Progress
+from graft.execution import Progress
+from graft.graph import Node
 from graft.store import ColumnStore
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ FREE_SECONDS = 10.0
 
 
 class RayPool:
-    """Computes on a cluster what the store lacks; a `graft.graph.Pool`, and a context manager.
+    """Computes on a cluster what the store lacks; a `graft.execution.Pool`, and a context manager.
 
     A cluster is started or joined when it is first needed, and left at the end. Where Ray runs in this process
     already, that cluster is used and stays.

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from graft import runner, runs
 from graft.errors import DataError, StoreError
-from graft.graph import Progress, no_progress
+from graft.execution import Progress, no_progress
 from graft.pool import RayPool
 from graft.storage import open_storage, write_atomic
 from graft.tasks.file import question_rows

@@ -8,6 +8,7 @@ from there.
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import resource
@@ -20,7 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,9 @@ from pyarrow import fs
 from graft import hashing, models, runs
 from graft.arrays import score_matrix
 from graft.errors import GraftError, StoreError
-from graft.graph import Context, Graph, Pool, Progress, class_path, no_progress
+from graft.execution import Pool, Progress, no_progress
+from graft.graph import Context, Graph, Node, Trains
+from graft.methods.answering import Answer
 from graft.pool import RayPool
 from graft.results.records import Record, Result, environment, git_commit, metric_table, write_table
 from graft.seeds import fresh_streams
@@ -41,7 +44,23 @@ from graft.tasks.dataset import Dataset
 from graft.tasks.regimes import draw
 from graft.tasks.templates import Template, template_for
 
+if TYPE_CHECKING:
+    from graft.training import Job, Together, Trained
+    from graft.training.states import State
+
 log = logging.getLogger(__name__)
+
+CURVE = pa.schema(
+    [
+        ("step", pa.int64()),  # counted from 0
+        ("loss", pa.float64()),  # of the global batch, in nats per target token, before the step
+        ("learning_rate", pa.float64()),
+        ("gradient_norm", pa.float64()),  # before clipping
+        ("validation_loss", pa.float64()),  # after the step
+        ("event", pa.string()),  # JSON: a rollback, or a checkpoint taken up
+    ]
+)
+"""The columns of `training.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +134,14 @@ def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> 
 
 def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any], graph: Graph) -> str:
     """Slug and hash of the resolved spec, with the contents of rows and models in place of where they lie."""
-    values = experiment.model_dump(mode="json", exclude={"sweep": True, "task": {"path", "train", "test"}})
+    places = {"path", "train", "test"}
+    outside: Any = {"sweep": True, "task": places, "method": {"mixture": {"__all__": {"task": places}}}}
+    # What changes no result is no part of the question.
+    values = experiment.model_dump(mode="json", exclude={**outside, "training": {"checkpoint_seconds"}})
     for role, handle in handles.items():
         values["models"][role]["source"] = handle.fingerprint
     # A node whose code gives other numbers says so by its version: another answer to the same question.
-    values["nodes"] = [(class_path(type(node)), node.version) for node in graph.nodes]
+    values["nodes"] = [node.fingerprint() for node in graph.nodes]
     return f"{experiment.name}-{hashing.digest(values, dataset.fingerprint)[:10]}"
 
 
@@ -148,7 +170,7 @@ def run(
     store = open_store(files, store_limit_bytes)
     try:
         with RayPool(storage, address, name=planned.run_id) as pool:
-            return carry_out(planned, files, store, progress, pool)
+            return carry_out(planned, files, store, progress, pool, _together(planned, storage, address))
     finally:
         store.flush()
 
@@ -164,6 +186,7 @@ def carry_out(
     store: ColumnStore | None,
     progress: Progress = no_progress,
     pool: Pool | None = None,
+    together: "Together | None" = None,
 ) -> Result:
     """Fit, evaluate and write one planned experiment; a done one is only read."""
     folder = f"runs/{planned.run_id}"
@@ -178,17 +201,22 @@ def carry_out(
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
         began = time.perf_counter()
         before = costs(planned.models, store)
-        context = Context(planned.experiment, planned.dataset.labels, store, progress, pool)
+        trainings: list[State] = []
+        train = functools.partial(_train, planned.experiment, files, folder, progress, together, trainings)
+        context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train)
         graph = planned.graph.fit(planned.examples, context)
         test = planned.dataset.test
         answers = graph.run(test.select(["id", *planned.dataset.inputs]), store, progress, pool)
         for column in ("target", "group"):
             if column in test.column_names:
                 answers = answers.append_column(column, test[column])
+        answers = with_target_probabilities(answers, graph.nodes[-1], planned.dataset.labels)
         record = _record(
             planned, graph, _difference(costs(planned.models, store), before), answers, time.perf_counter() - began
         )
         table = metric_table(record, evaluate(answers, planned.dataset.labels), answers.num_rows)
+        for state in trainings:
+            write_table(files, f"{folder}/training.parquet", curve(state))
         _save_graph(graph, files, f"{folder}/graph")
         write_table(files, f"{folder}/predictions.parquet", predictions(answers, planned.dataset.inputs))
         log.info(
@@ -197,14 +225,66 @@ def carry_out(
             dict(zip(table["metric"].to_pylist(), table["value"].to_pylist(), strict=True)),
         )
         write_table(files, f"{folder}/metrics.parquet", table)
+        _forget_checkpoints(files, folder)
     return runs.read_result(files, folder)
+
+
+def _train(
+    experiment: Experiment,
+    files: fs.SubTreeFileSystem,
+    folder: str,
+    progress: Progress,
+    together: "Together | None",
+    trainings: "list[State]",
+    node: Trains,
+    rows: pa.Table,
+    more: pa.Table | None = None,
+) -> dict[str, np.ndarray]:
+    """What a node asks its context for: weights; how it went is added to `trainings`."""
+    from graft import training
+
+    trained = training.train(node, rows, more, experiment, files, folder, progress, together)
+    for handle in list(node.handles().values())[:1]:
+        handle.usage.add(trained.state.tokens, trained.state.sequences)
+    trainings.append(trained.state)
+    return trained.weights
+
+
+def _together(planned: Plan, storage: str | Path, address: str | None) -> "Together":
+    """Training with several workers, for whoever needs it."""
+
+    def train(job: "Job", folder: str, progress: Progress) -> "Trained":
+        from graft.training.workers import train_together
+
+        scaling = planned.experiment.scaling
+        return train_together(
+            job, folder, progress, storage=storage, address=address, scaling=scaling, name=planned.run_id
+        )
+
+    return train
+
+
+def curve(state: "State") -> pa.Table:
+    """A training as the rows of `training.parquet`: a point per step, and what went wrong on the way."""
+    points = [*state.curve, *({"step": event["step"], "event": json.dumps(event)} for event in state.events)]
+    return pa.Table.from_pylist(sorted(points, key=lambda point: point["step"]), schema=CURVE)
+
+
+def _forget_checkpoints(files: fs.SubTreeFileSystem, folder: str) -> None:
+    """A finished run needs none."""
+    with contextlib.suppress(OSError):
+        if exists(files, f"{folder}/checkpoints"):
+            files.delete_dir(f"{folder}/checkpoints")
 
 
 def evaluate(answers: pa.Table, labels: tuple[str, ...] | None) -> dict[str, float]:
     """Metrics of the answered test rows."""
     targets, predicted = answers["target"].to_pylist(), answers["prediction"].to_pylist()
     if labels is None:
-        return metrics.generation(targets, predicted)
+        found = metrics.generation(targets, predicted)
+        if "target_log_probability" in answers.column_names:
+            found["perplexity"] = metrics.perplexity(answers["target_log_probability"], answers["target_tokens"])
+        return found
     log_probabilities = score_matrix(answers["scores"], labels)
     total = np.exp(np.logaddexp.reduce(log_probabilities, axis=1))
     if not np.allclose(total, 1, atol=1e-3):
@@ -215,9 +295,20 @@ def evaluate(answers: pa.Table, labels: tuple[str, ...] | None) -> dict[str, flo
     return metrics.classification(targets, predicted, log_probabilities, labels)
 
 
+def with_target_probabilities(answers: pa.Table, node: Node, labels: tuple[str, ...] | None) -> pa.Table:
+    """Answers with `target_log_probability` and `target_tokens`, where a node in this process writes free text."""
+    if labels is not None or not isinstance(node, Answer) or node.model.remote:
+        return answers
+    sums, tokens = node.target_log_probabilities(answers)
+    return answers.append_column("target_log_probability", pa.array(sums)).append_column(
+        "target_tokens", pa.array(tokens)
+    )
+
+
 def predictions(answers: pa.Table, inputs: Sequence[str]) -> pa.Table:
     """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between."""
     wanted = ["id", *inputs, "group", "target", "prediction", "scores", "rationale", "demonstrations"]
+    wanted += ["target_log_probability", "target_tokens"]
     kept = answers.select([column for column in wanted if column in answers.column_names])
     return kept.add_column(1, "split", pa.array(["test"] * answers.num_rows))
 
@@ -225,6 +316,7 @@ def predictions(answers: pa.Table, inputs: Sequence[str]) -> pa.Table:
 def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.Table, seconds: float) -> Record:
     handles = planned.models
     trained = sum(node.parameters_trained() for node in graph.nodes)
+    added = sum(node.parameters_added() for node in graph.nodes)
     cut = [name for name in answers.column_names if name.endswith("_tokens_cut")]
     return Record(
         **_head(planned),
@@ -234,7 +326,7 @@ def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.T
         texts_cut=sum(int(np.count_nonzero(answers[name])) for name in cut),
         peak_memory_bytes=_peak_memory_bytes(),
         parameters_trainable=trained,
-        parameters_total=trained + sum(handle.parameters for handle in handles.values()),
+        parameters_total=added + sum(handle.parameters for handle in handles.values()),
         **costs,
     )
 

@@ -155,21 +155,52 @@ class Training(Section):
     """Optimizer steps."""
     warmup_steps: int | None = Field(None, ge=0)
     """Steps of linear warm-up; null is 10 % of `max_steps`."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to zero after the warm-up."""
+    optimizer: Literal["adamw", "adafactor", "lion"] = "adamw"
+    """What turns gradients into steps."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of matrices, per step and relative to the learning rate; vectors are never decayed."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Longest gradient, as the norm over all trained weights; null does not clip."""
     tokens_per_batch: int = Field(8192, ge=1)
     """Tokens in a global batch, padding included."""
+    tokens_per_device: int | None = Field(None, ge=1)
+    """Tokens that a device holds at once: a larger share of a batch is accumulated; null for no limit."""
+    batch_ramp_steps: int = Field(0, ge=0)
+    """Steps in which the batch grows from an eighth to `tokens_per_batch`, doubling; 0 begins with whole batches."""
+    activation_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, about a third more time."""
+    validate_every_steps: int | None = Field(None, ge=1)
+    """Steps between two looks at held-out examples (`regime.validation`); the best weights are then kept.
+    null trains on all examples and keeps the last weights."""
+    patience: int | None = Field(None, ge=1)
+    """Looks without an improvement after which training stops; null never stops early."""
+    checkpoint_steps: int = Field(50, ge=1)
+    """Steps between two states to which training can go back, after a kill or a loss spike."""
+    checkpoint_seconds: float = Field(20.0, ge=0)
+    """Least time between two of them on storage; changes no result."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Everything random in training: adapter initialisation, batch order, dropout."""
+
+    @model_validator(mode="after")
+    def _patience_has_looks(self) -> Self:
+        if self.patience is not None and self.validate_every_steps is None:
+            raise ValueError("patience counts looks at held-out examples: set training.validate_every_steps too")
+        return self
 
 
 class Scaling(Section):
     """Where the work runs."""
 
     workers: int = Field(1, ge=1)
-    """Processes that train together."""
+    """Processes that train together; one trains in the run's own process."""
+    min_workers: int | None = Field(None, ge=1)
+    """Training goes on with so many when nodes are lost, and grows back; null waits until all are there."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How several workers share a model."""
+    """How several workers share a model: ddp keeps it whole on each, fsdp shards it."""
 
     @field_validator("device")
     @classmethod
@@ -177,6 +208,12 @@ class Scaling(Section):
         if value not in ("auto", "cpu", "cuda") and not value.removeprefix("cuda:").isdigit():
             raise ValueError(f"got {value!r}; give auto, cpu, cuda or cuda:N")
         return value
+
+    @model_validator(mode="after")
+    def _least_and_most(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}; give at most workers, which is {self.workers}")
+        return self
 
 
 class Sweep(Section):
@@ -244,6 +281,10 @@ def _section(kind: Literal["task", "method"]) -> Callable[[Any], Any]:
     return validate
 
 
+AnyTask = Annotated[SerializeAsAny[Task], BeforeValidator(_section("task"))]
+"""The section of any task, by its name."""
+
+
 def _models(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
@@ -262,7 +303,7 @@ class Experiment(Section):
     """Slug of the run: lower-case letters, digits, dot, dash and underscore; it begins every run_id."""
     models: Annotated[dict[str, ModelSource], BeforeValidator(_models)] = Field(default_factory=dict)
     """Role to model; each method says which roles it needs."""
-    task: Annotated[SerializeAsAny[Task], BeforeValidator(_section("task"))]
+    task: AnyTask
     """What is to be learned."""
     regime: Regime = Regime()
     """How much labelled data there is."""

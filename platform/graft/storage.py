@@ -48,21 +48,33 @@ def local_root(files: fs.SubTreeFileSystem) -> Path | None:
 
 
 def write_atomic(files: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
-    """Write a file that is either absent or whole: written beside its place, then renamed into it.
+    """Write a file that is either absent or whole.
+
+    Raises:
+        StoreError: the storage refuses (full, read-only, unreachable); nothing readable is left behind.
+    """
+    with whole_file(files, path) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(files: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """A stream into a file that is either absent or whole: written beside its place, then renamed into it.
 
     Raises:
         StoreError: the storage refuses (full, read-only, unreachable); nothing readable is left behind.
     """
     folder, _, name = path.rpartition("/")
-    draft = f"{folder}/.{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp".lstrip("/")
+    draft = f".{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    draft = f"{folder}/{draft}" if folder else draft
     with writing(path):
         try:
             if folder:
                 files.create_dir(folder, recursive=True)
             with files.open_output_stream(draft) as stream:
-                stream.write(data)
+                yield stream
             files.move(draft, path)
-        except OSError:
+        except BaseException:
             with contextlib.suppress(OSError):
                 files.delete_file(draft)
             raise

@@ -13,7 +13,7 @@ from graft.sweeps.status import Status, Watcher
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-    from graft.graph import Progress as Watch
+    from graft.execution import Progress as Watch
 
 SECONDS_BETWEEN_LINES = 10.0
 SHOWN_RUNS = 4

@@ -5,6 +5,11 @@ from importlib.metadata import entry_points
 METHODS = {
     "probe": "graft.methods.probe:Probe",
     "icl": "graft.methods.icl:InContextLearning",
+    "full": "graft.methods.full:Full",
+    "peft": "graft.methods.peft:Peft",
+    "adapter": "graft.methods.adapter:Adapter",
+    "instruct": "graft.methods.instruct:Instruct",
+    "distill": "graft.methods.distill:Distill",
 }
 """Name to `"module:Class"`; the class is the method's section of a spec and builds its graph."""
 

@@ -19,19 +19,18 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from graft.arrays import answer_columns, matrix
+from graft.arrays import matrix
 from graft.errors import ModelError, SpecError
 from graft.graph import Context, Graph, Node
 from graft.hashing import row_keys
+from graft.methods.answering import Answer, Row, asking
 from graft.methods.embed import Embed
 from graft.seeds import generator
 from graft.spec import Method, Task
-from graft.tasks.templates import Template, render, template_for
+from graft.tasks.templates import Template
 
 if TYPE_CHECKING:
     from graft.tasks.dataset import Dataset
-
-Row = dict[str, Any]
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 
@@ -69,33 +68,20 @@ class InContextLearning(Method):
             SpecError: the inputs are not text.
             ModelError: the model cannot score or generate.
         """
-        if dataset.kind not in ("text", "messages"):
-            raise SpecError(f"method icl reads text, the task's inputs are {dataset.kind}; use probe or a text column")
-        base, generation = models["base"], dataset.labels is None
-        if base.kind == "encoder" or (base.kind == "endpoint" and not generation):
-            raise ModelError(
-                f"models.base: {base.source.source} is an {base.kind}: it gives no label probabilities; "
-                "name a causal or encoder-decoder model"
-            )
-        if dataset.kind == "messages" and task.max_tokens is not None:
-            raise SpecError("task.max_tokens: icl cuts text columns, not conversations; leave it null")
+        base = models["base"]
+        asked = asking("icl", "base", base, task, dataset)
         similar = self.selection == "similar" and self.num_shots > 0
         if similar and base.remote and "encoder" not in models:
             raise SpecError("models.encoder is missing: selection: similar needs one where models.base is an endpoint")
         retrieve = Retrieve(dataset.inputs, self.num_shots, similar)
         complete = Complete(
-            model=base,
-            inputs=dataset.inputs,
-            kind=dataset.kind,
+            **asked,
             num_shots=self.num_shots,
             similar=similar,
-            template=template_for(task.template, dataset.inputs, dataset.kind, generation).text,
-            max_tokens=task.max_tokens,
             instruction=self.instruction,
             calibrate=self.calibrate,
             length_normalize=self.length_normalize,
             max_new_tokens=self.max_new_tokens,
-            generation=generation,
         )
         embed = [Embed.of(models.get("encoder", base), task, dataset)] if similar else []
         return Graph([*embed, retrieve, complete], dataset.inputs)
@@ -163,28 +149,15 @@ class Retrieve(Node):
         return best[::-1] if self.similar else best
 
 
-@dataclasses.dataclass(frozen=True)
-class Complete(Node):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Complete(Answer):
     """The answer of a frozen language model to a prompt of demonstrations and the row."""
 
-    model: Any
-    inputs: tuple[str, ...]
-    kind: str
     num_shots: int
     similar: bool
-    template: str
-    """Inline text: a named template is hashed by what it says."""
-    max_tokens: int | None
-    instruction: str | None
     calibrate: bool
-    length_normalize: bool
-    max_new_tokens: int
-    generation: bool
-    labels: tuple[str, ...] = ()
     examples: tuple[dict[str, Any], ...] = ()
     """The regime's examples: id, input columns, target; none for zero shots, so that all regimes share the answers."""
-
-    chunk_rows = 64
 
     @property
     def storable(self) -> bool:  # type: ignore[override]
@@ -195,11 +168,6 @@ class Complete(Node):
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
         """The row and the ids of its demonstrations."""
         return (*self.inputs, "demonstrations")
-
-    @property
-    def writes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Scores exist where the answer is one of the labels."""
-        return ("prediction", "prompt_tokens_cut") if self.generation else ("prediction", "scores", "prompt_tokens_cut")
 
     def fit(self, rows: pa.Table, context: Context) -> Self:
         """Keep the examples that prompts may show."""
@@ -212,91 +180,46 @@ class Complete(Node):
         Raises:
             ModelError: one does not; names the largest number of demonstrations with which it would.
         """
-        template, asked, shown, prompts = self._prompts(rows)
-        excess = self._excess(template, prompts)
+        template = self._template()
+        excess = self._excess(template, self._prompts(template, rows))
         if (excess <= 0).all():
             return
+        shown = self._shown(rows)
         longest = int(np.argmax(excess))
-        fits = self._most_that_fit(template, asked, shown)
-        cure = (
-            "shorten the texts (task.max_tokens), instruction or max_new_tokens"
-            if fits is None
-            else f"method.num_shots={fits} fits"
-        )
+        fits = self._most_that_fit(template, [self._cut(row) for row in rows.to_pylist()], shown)
+        cure = self.shorten if fits is None else f"method.num_shots={fits} fits"
         raise ModelError(
             f"method.num_shots: a prompt with {len(shown[longest])} demonstrations and its answer is {excess[longest]} "
             f"tokens too long; the context of {self.model.source.source} holds {self.model.context_tokens}; {cure}"
         )
 
-    def run(self, rows: pa.Table) -> pa.Table:
-        """Label log-probabilities, or greedy text."""
-        template, _, shown, prompts = self._prompts(rows)
-        if self.generation:
-            texts = self.model.generate(prompts, self.max_new_tokens, stop=() if self._chats else ("\n",))
-            answers = pa.table({"prediction": pa.array([text.strip() or None for text in texts], pa.string())})
-        else:
-            answers = answer_columns(self._scores(template, prompts, shown), self.labels)
-        cut = np.zeros(rows.num_rows, dtype=np.int32)
-        for name in self._cuttable():
-            cut += self.model.tokens_over(rows[name].to_pylist(), self.max_tokens)
-        return answers.append_column("prompt_tokens_cut", pa.array(cut))
-
-    def describe(self) -> str:
-        """Name the model."""
-        return f"complete({self.model.source.source})"
-
-    @property
-    def _chats(self) -> bool:
-        """Whether the answer is a turn of its own, which ends by itself, and not a line of the prompt's text."""
-        return self.model.chat is not None or (self.model.remote and self.model.source.variant == "instruct")
-
-    def _prompts(self, rows: pa.Table) -> tuple[Template, list[Row], list[list[Row]], list[str]]:
-        """The template, the rows cut to length, what each is shown, and the prompts."""
-        template = template_for(self.template, self.inputs, self.kind, self.generation)
+    def _shown(self, rows: pa.Table) -> list[list[Row]]:
+        """What each row's prompt demonstrates."""
         examples = {example["id"]: self._cut(example) for example in self.examples}
-        asked = [self._cut(row) for row in rows.to_pylist()]
-        shown = [[examples[one] for one in row["demonstrations"]] for row in asked]
-        return (
-            template,
-            asked,
-            shown,
-            [self._prompt(template, row, demos) for row, demos in zip(asked, shown, strict=True)],
-        )
+        return [[examples[one] for one in ids] for ids in rows["demonstrations"].to_pylist()]
 
-    def _prompt(self, template: Template, row: Row, demonstrations: Sequence[Row]) -> str:
-        return render(template, row, demonstrations, self.instruction, self.model.chat)
+    def _prompts(self, template: Template, rows: pa.Table) -> list[str]:
+        asked, shown = rows.to_pylist(), self._shown(rows)
+        return [self._prompt(template, self._cut(row), demos) for row, demos in zip(asked, shown, strict=True)]
 
-    def _scores(self, template: Template, prompts: Sequence[str], shown: Sequence[Sequence[Row]]) -> np.ndarray:
-        """Log-probabilities [N, C] over the labels."""
-        candidates = self._candidates(template)
-        scores = self.model.score(prompts, candidates, normalize=self.length_normalize)
-        if self.calibrate:
-            scores = scores - self._content_free(template, candidates, shown)
-        return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    def _scores(self, template: Template, prompts: Sequence[str], rows: pa.Table) -> np.ndarray:
+        """Log-probabilities [N, C] of the labels' words, or what they are above those of content-free inputs."""
+        scores = super()._scores(template, prompts, rows)
+        return scores - self._content_free(template, self._shown(rows)) if self.calibrate else scores
 
-    def _content_free(self, template: Template, candidates: list[str], shown: Sequence[Sequence[Row]]) -> np.ndarray:
+    def _content_free(self, template: Template, shown: Sequence[Sequence[Row]]) -> np.ndarray:
         """Log of the labels' mean probability [N, C] for inputs without content, after the same demonstrations."""
         distinct = {tuple(demo["id"] for demo in demos): demos for demos in shown}
         bias = {}
         for ids, demos in distinct.items():
             empty = [dict.fromkeys(self.inputs, self._plain_input(text)) for text in CONTENT_FREE]
             prompts = [self._prompt(template, row, demos) for row in empty]
-            scores = self.model.score(prompts, candidates, normalize=self.length_normalize)
-            shares = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
-            bias[ids] = np.log(shares.mean(axis=0))
+            scores = self.model.score(prompts, self._candidates(template), normalize=self.length_normalize)
+            bias[ids] = np.log(np.exp(self._normalised(scores)).mean(axis=0))
         return np.stack([bias[tuple(demo["id"] for demo in demos)] for demos in shown])
 
     def _plain_input(self, text: str) -> Any:
         return [{"role": "user", "content": text}] if self.kind == "messages" else text
-
-    def _candidates(self, template: Template) -> list[str]:
-        return [template.candidate(label, chat=self.model.chat is not None) for label in self.labels]
-
-    def _excess(self, template: Template, prompts: Sequence[str]) -> np.ndarray:
-        """Tokens by which each prompt with its answer is too long."""
-        if self.generation:
-            return self.model.excess(prompts, max_new_tokens=self.max_new_tokens)
-        return self.model.excess(prompts, candidates=self._candidates(template))
 
     def _most_that_fit(self, template: Template, asked: list[Row], shown: list[list[Row]]) -> int | None:
         """The largest number of demonstrations with which every prompt fits; None where not even none does."""
@@ -312,15 +235,6 @@ class Complete(Node):
             middle = (low + high) // 2
             low, high = (middle, high) if fit(middle) else (low, middle)
         return None if low < 0 else low
-
-    def _cuttable(self) -> tuple[str, ...]:
-        return () if self.kind == "messages" else self.inputs
-
-    def _cut(self, row: Row) -> Row:
-        """The row with its input texts cut to `max_tokens` each."""
-        if self.max_tokens is None:
-            return dict(row)
-        return {**row, **{name: self.model.cut([row[name]], self.max_tokens)[0] for name in self._cuttable()}}
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

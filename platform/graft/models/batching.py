@@ -14,7 +14,9 @@ LOGITS_PER_BATCH = 1 << 26
 """Logits of a batch (256 MiB as float32): vocabularies are large."""
 
 
-def batches(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH, rows: int | None = None) -> list[NDArray[np.intp]]:
+def batches(
+    lengths: Sequence[int] | NDArray[np.int64], tokens: int = TOKENS_PER_BATCH, rows: int | None = None
+) -> list[NDArray[np.intp]]:
     """Indices of sequences that go through the model together, the longest first.
 
     Args:

@@ -57,7 +57,7 @@ class CausalModel(LocalModel):
     @functools.cached_property
     def shares_prefixes(self) -> bool:
         """Whether what prompts have in common is computed once."""
-        return prefixes.shareable(self.network, self.config)
+        return self.plain and prefixes.shareable(self.network, self.config)
 
     @property
     def body(self) -> Any:
@@ -90,6 +90,12 @@ class CausalModel(LocalModel):
             needs = [len(row) + max_new_tokens for row in rows]
             self._check_fits(needs, "prompt with max_new_tokens", lambda: TOO_LONG)
             return write(self, rows, max_new_tokens, stop)
+
+    def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Tokens of each prompt and of its target, divided where `score` divides them."""
+        with self.lock:
+            questions = self._questions(prompts, [[target] for target in targets])
+            return [(one.context, one.continuations[0]) for one in questions]
 
     def _scored_tokens(self, prompts: Sequence[str], candidates: Candidates) -> list[int]:
         return [one.tokens for one in self._questions(prompts, aligned(prompts, candidates))]

@@ -60,7 +60,7 @@ def open_folder(source: ModelSource, folder: Path, device: str, mark: str) -> Lo
     """
     inner = folders.transformer_folder(folder)
     options = {"trust_remote_code": source.trust_remote_code, "local_files_only": True}
-    with _as_model_errors(source), _quiet():
+    with _as_model_errors(source), quiet():
         config = transformers.AutoConfig.from_pretrained(inner, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(inner, **options)
         kind = kind_of(config)
@@ -98,7 +98,7 @@ def _network(source: ModelSource, folder: Path, config: Any, kind: Kind, options
     Raises:
         ModelError: transformers cannot load it, or weights are missing.
     """
-    with _as_model_errors(source), _quiet():
+    with _as_model_errors(source), quiet():
         network, info = _class(config, kind).from_pretrained(
             folder, config=config, use_safetensors=True, output_loading_info=True, **options
         )
@@ -109,6 +109,17 @@ def _network(source: ModelSource, folder: Path, config: Any, kind: Kind, options
             f"{source.source}: {len(missing)} weights are not in {folder} ({missing[0]}, ...); copy it again"
         )
     return network.eval().requires_grad_(False)
+
+
+def open_network(kind: Kind, folder: Path) -> nn.Module:
+    """A network that graft has tuned and saved, float32 on the CPU.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    source = ModelSource(source=str(folder))
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    return _network(source, folder, config, kind, {"dtype": torch.float32, "local_files_only": True})
 
 
 def _class(config: Any, kind: Kind) -> Any:
@@ -180,7 +191,7 @@ def _as_model_errors(source: ModelSource) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar and no report of unused heads: what matters is checked and raised. One thread at a time."""
     log = transformers.utils.logging
     with _alone:

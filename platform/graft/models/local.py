@@ -3,11 +3,13 @@
 Shapes: N texts, B of them in a batch, T tokens, D width.
 """
 
+import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -39,6 +41,8 @@ class LocalModel(Model):
     """An encoder, and what causal and encoder-decoder models share with it."""
 
     kind: Kind = "encoder"
+    plain: bool = True
+    """The network may be cached, padded on the left and called in parts; False with soft prompts in it."""
 
     def __init__(
         self,
@@ -96,6 +100,40 @@ class LocalModel(Model):
                 # A device map may have put it elsewhere.
                 self.device = self._network.device
             return self._network
+
+    def frozen_copy(self) -> Any:
+        """The network as another object that shares this one's weights, to put trained parts into.
+
+        Its parameters are other objects, so that giving one new values leaves this model as it is.
+        """
+        network = self.network
+        shared: dict[int, Any] = {}
+        for parameter in network.parameters():
+            plain = type(parameter) is nn.Parameter
+            shared[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False) if plain else parameter
+        for buffer in network.buffers():
+            shared[id(buffer)] = buffer
+        return copy.deepcopy(network, shared)
+
+    def around(self, network: Callable[[], nn.Module], mark: str, **changes: Any) -> Self:
+        """A handle that reads and writes text as this one does, around another network.
+
+        Args:
+            network: opens it: this one's with something trained in it.
+            mark: its fingerprint.
+            changes: attributes that differ, such as `context_tokens`.
+        """
+        weights = dataclasses.replace(self._weights, open=network)
+        other = type(self)(self.source, mark, self.config, self.tokenizer, self.readout, self.context_tokens, weights)
+        other.usage = self.usage
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
+
+    def unload(self) -> None:
+        """Forget the weights until something is computed again."""
+        with self.lock:
+            self._network = None
 
     @property
     def body(self) -> Any:

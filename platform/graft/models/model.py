@@ -113,6 +113,14 @@ class Model:
         """
         self._cannot(*SCORING)
 
+    def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Tokens of each prompt and of its target, as `score` reads them; no end token.
+
+        Raises:
+            ModelError: a target adds no token, or this kind of model gives no probabilities.
+        """
+        self._cannot(*SCORING)
+
     def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, stop: Sequence[str] = ()) -> list[str]:
         """The most likely continuation of each prompt, token by token (greedy), without the prompt.
 

@@ -51,9 +51,10 @@ class Seq2SeqModel(LocalModel):
             scores = np.zeros((len(prompts), len(options[0]) if options else 0))
             for batch in batches([len(row) for row in rows]) if scores.size else ():
                 ids, mask = padded([rows[index] for index in batch], self.network.device)
-                states = self.body(input_ids=ids, attention_mask=mask).last_hidden_state
+                # Soft prompts are put in by the whole network only, which then reads the prompt for every candidate.
+                states = self.body(input_ids=ids, attention_mask=mask).last_hidden_state if self.plain else None
                 self.usage.add(int(mask.sum()), len(batch))
-                scores[batch] = self._score_answers([answers[index] for index in batch], states, mask)
+                scores[batch] = self._score_answers([answers[index] for index in batch], ids, mask, states)
             lengths = [[len(tokens) for tokens in several] for several in answers]
             return scores / lengths if normalize else scores
 
@@ -63,6 +64,17 @@ class Seq2SeqModel(LocalModel):
             rows = self._prompts(prompts)
             self._check_fits([max_new_tokens for _ in rows], "answer", lambda: "set method.max_new_tokens to less")
             return write(self, rows, max_new_tokens, stop)
+
+    def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Tokens of each prompt, which the encoder reads, and of its target, which the decoder writes."""
+        with self.lock:
+            answers = self._answers([[target] for target in targets])
+            return [(row, several[0]) for row, several in zip(self._rows(prompts), answers, strict=True)]
+
+    @property
+    def decoder_start(self) -> list[int]:
+        """What the decoder reads before an answer."""
+        return self._start
 
     def _scored_tokens(self, prompts: Sequence[str], candidates: Candidates) -> list[int]:
         answers = self._answer_tokens(self._answers(aligned(prompts, candidates)))
@@ -94,9 +106,9 @@ class Seq2SeqModel(LocalModel):
         return answers
 
     def _score_answers(
-        self, answers: list[list[list[int]]], states_BSD: Tensor, mask_BS: Tensor
+        self, answers: list[list[list[int]]], ids_BS: Tensor, mask_BS: Tensor, states_BSD: Tensor | None
     ) -> NDArray[np.float64]:
-        """Scores [B, C] of every prompt's candidates, given what the encoder made of the prompts."""
+        """Scores [B, C] of every prompt's candidates, given what the encoder made of the prompts, if it did."""
         rows = [(b, c) for b, several in enumerate(answers) for c in range(len(several))]
         scores = np.zeros((len(answers), len(answers[0])))
         given = len(self._start)
@@ -108,13 +120,14 @@ class Seq2SeqModel(LocalModel):
             prompts = torch.tensor([b for b, _ in chosen], device=self.network.device)
             ids, mask = padded([[*self._start, *tail[:-1]] for tail in tails], self.network.device)
             targets, own = padded(tails, self.network.device)
+            read = {"input_ids": ids_BS[prompts]} if states_BSD is None else {"encoder_outputs": (states_BSD[prompts],)}
             logits = self.network(
-                encoder_outputs=(states_BSD[prompts],),
+                **read,
                 attention_mask=mask_BS[prompts],
                 decoder_input_ids=ids,
                 decoder_attention_mask=mask,
                 **accepted(self.network, use_cache=False),
-            ).logits[:, given - 1 :]
+            ).logits[:, given - 1 - ids.shape[1] :]
             self.usage.add(int(mask.sum()), len(chosen))
             sums = (token_log_probabilities(logits, targets) * own.cpu()).sum(1).numpy()
             for (b, c), value in zip(chosen, sums, strict=True):

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graft.models.batching import batches, padded
@@ -26,7 +28,7 @@ def write(model: "LocalModel", rows: Sequence[list[int]], max_new_tokens: int, s
     causal = model.kind == "causal"
     end = model.network.generation_config.eos_token_id
     texts = [""] * len(rows)
-    for batch in batches([len(row) + max_new_tokens for row in rows], TOKENS_PER_BATCH):
+    for batch in _batches(model, [len(row) for row in rows], max_new_tokens):
         # Decoders write after the last token, so padding comes first; an encoder does not mind.
         prompts = [rows[index] for index in batch]
         ids, mask = padded(prompts, model.network.device, left=causal)
@@ -41,6 +43,18 @@ def write(model: "LocalModel", rows: Sequence[list[int]], max_new_tokens: int, s
             text = completion(model.tokenizer, prompt if causal else [], new)
             texts[index] = text[: _first(text, stop)]
     return texts
+
+
+def _batches(model: "LocalModel", lengths: list[int], max_new_tokens: int) -> list[NDArray[np.intp]]:
+    """Rows to write for together: of one length where there must be no padding."""
+    groups = [np.arange(len(lengths))]
+    if not model.plain:
+        groups = [np.flatnonzero(np.array(lengths) == length) for length in sorted(set(lengths))]
+    return [
+        group[batch]
+        for group in groups
+        for batch in batches([lengths[row] + max_new_tokens for row in group], TOKENS_PER_BATCH)
+    ]
 
 
 def make_greedy(network: Any, tokenizer: Any) -> None:

@@ -11,7 +11,8 @@ from ray import exceptions, serve
 
 from graft import runs
 from graft.errors import GraftError
-from graft.graph import Graph, run_node
+from graft.execution import run_node
+from graft.graph import Graph
 from graft.serving import routes
 from graft.serving.gate import Limits
 from graft.serving.keys import Keys
@@ -67,7 +68,8 @@ class ModelReplica:
         for run_id, run in self.served.items():
             for segment in run.segments:
                 if segment.deployment == name:
-                    _load_weights(self.graphs[run_id], segment.start, segment.stop)
+                    for node in self.graphs[run_id].nodes[segment.start : segment.stop]:
+                        node.warm()
 
     async def ready(self) -> bool:
         """It answers."""
@@ -114,13 +116,6 @@ class ModelReplica:
             replies.append(Reply(own, _count_tokens(graph, run, work)))
             start += work.rows.num_rows
         return replies
-
-
-def _load_weights(graph: Graph, start: int, stop: int) -> None:
-    for node in graph.nodes[start:stop]:
-        for handle in node.handles().values():
-            if not handle.remote:
-                _ = handle.network
 
 
 def _count_tokens(graph: Graph, run: ServedRun, work: Work) -> int:

@@ -15,7 +15,8 @@ from typing import Any
 from pyarrow import fs
 
 from graft import runs
-from graft.graph import Graph, Node, class_path
+from graft.execution import class_path
+from graft.graph import Graph, Node
 from graft.hashing import digest
 from graft.results.records import read_table
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from graft import runner
 from graft.errors import GraftError
-from graft.graph import Node, Pool, Progress, run_node
+from graft.execution import Pool, Progress, run_node
+from graft.graph import Node
 from graft.results.shared import Shared
 from graft.store import ColumnStore
 

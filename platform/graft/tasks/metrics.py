@@ -21,6 +21,17 @@ ECE_BINS = 15
 Floats = npt.NDArray[np.float64]
 
 
+def perplexity(log_probabilities: Iterable[float], tokens: Iterable[int]) -> float:
+    """How many equally likely tokens the targets are worth to the model: exp of the mean surprise per target token.
+
+    Args:
+        log_probabilities: of each target, nats, summed over its tokens.
+        tokens: of each target, as the model cuts it: models with other vocabularies have other perplexities.
+    """
+    sums, counts = np.asarray(log_probabilities, np.float64), np.asarray(tokens, np.int64)
+    return float(np.exp(-sums.sum() / counts.sum()))
+
+
 def classification(
     targets: Sequence[str], predictions: Sequence[str], log_probabilities: Floats, labels: Sequence[str]
 ) -> dict[str, float]:

@@ -1,0 +1,191 @@
+"""The node that most methods end with: a language model answers a prompt.
+
+    text ─► answer ─► prediction, scores
+
+A classification is answered by the log-probability of each label's words as a continuation, over the labels alone: no
+answer can be unparsable. A free-text answer is written token by token (greedy).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from graft.arrays import answer_columns
+from graft.errors import ModelError, SpecError
+from graft.graph import Node
+from graft.spec import Task
+from graft.tasks.dataset import Dataset
+from graft.tasks.templates import Template, render, template_for
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer(Node):
+    """The answer of a language model to a rendered prompt."""
+
+    model: Any
+    inputs: tuple[str, ...]
+    kind: str
+    template: str
+    """Inline text: a named template is hashed by what it says."""
+    max_tokens: int | None
+    instruction: str | None
+    length_normalize: bool
+    max_new_tokens: int
+    generation: bool
+    labels: tuple[str, ...] = ()
+
+    chunk_rows = 64
+    shorten: ClassVar[str] = "shorten the texts (task.max_tokens), instruction or max_new_tokens"
+    """What to do where a prompt is too long."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The row's input."""
+        return self.inputs
+
+    @property
+    def writes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Scores exist where the answer is one of the labels."""
+        return ("prediction", "prompt_tokens_cut") if self.generation else ("prediction", "scores", "prompt_tokens_cut")
+
+    @property
+    def speaker(self) -> Any:
+        """The model that answers: the frozen one, or what training has made of it."""
+        return self.model
+
+    def check(self, rows: pa.Table) -> None:
+        """Every prompt with its answer fits the model's context.
+
+        Raises:
+            ModelError: one does not.
+        """
+        template = self._template()
+        excess = self._excess(template, self._prompts(template, rows))
+        if (excess > 0).any():
+            raise ModelError(
+                f"a prompt with its answer is {excess.max()} tokens too long; the context of "
+                f"{self.model.source.source} holds {self.speaker.context_tokens}; {self.shorten}"
+            )
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        """Label log-probabilities, or greedy text."""
+        template = self._template()
+        prompts = self._prompts(template, rows)
+        if self.generation:
+            texts = self.speaker.generate(prompts, self.max_new_tokens, stop=self._stops)
+            answers = pa.table({"prediction": pa.array([text.strip() or None for text in texts], pa.string())})
+        else:
+            answers = answer_columns(self._normalised(self._scores(template, prompts, rows)), self.labels)
+        return answers.append_column("prompt_tokens_cut", pa.array(self._tokens_cut(rows)))
+
+    def target_log_probabilities(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """How probable the targets are: the sum over each one's tokens (nats) and their number, both [N].
+
+        Args:
+            rows: with the read columns and `target`.
+        """
+        template = self._template()
+        prompts, targets = self._prompts(template, rows), self._targets(template, rows)
+        sums = self.speaker.score(prompts, [[target] for target in targets])[:, 0]
+        counts = [len(answer) for _, answer in self.speaker.continuations(prompts, targets)]
+        return sums, np.array(counts, np.int64)
+
+    def describe(self) -> str:
+        """Name the model."""
+        return f"{type(self).__name__.lower()}({self.model.source.source})"
+
+    def _template(self) -> Template:
+        return template_for(self.template, self.inputs, self.kind, self.generation)
+
+    def _prompts(self, template: Template, rows: pa.Table) -> list[str]:
+        return [self._prompt(template, self._cut(row)) for row in rows.to_pylist()]
+
+    def _prompt(
+        self, template: Template, row: Row, demonstrations: Sequence[Row] = (), instruction: str | None = None
+    ) -> str:
+        return render(template, row, demonstrations, instruction or self._said_first(), self.model.chat)
+
+    def _said_first(self) -> str | None:
+        """The instruction of every prompt."""
+        return self.instruction
+
+    def _targets(self, template: Template, rows: pa.Table) -> list[str]:
+        """The targets as they continue their prompts."""
+        return [template.candidate(target, chat=self._chats) for target in rows["target"].to_pylist()]
+
+    def _scores(self, template: Template, prompts: Sequence[str], rows: pa.Table) -> np.ndarray:
+        """Log-probabilities [N, C] of the labels' words."""
+        return np.asarray(
+            self.speaker.score(prompts, self._candidates(template), normalize=self.length_normalize), np.float64
+        )
+
+    @staticmethod
+    def _normalised(scores: np.ndarray) -> np.ndarray:
+        """Over the labels alone."""
+        return np.asarray(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), np.float64)
+
+    def _candidates(self, template: Template) -> list[str]:
+        return [template.candidate(label, chat=self.model.chat is not None) for label in self.labels]
+
+    def _excess(self, template: Template, prompts: Sequence[str]) -> np.ndarray:
+        """Tokens by which each prompt with its answer is too long."""
+        if self.generation:
+            return np.asarray(self.speaker.excess(prompts, max_new_tokens=self.max_new_tokens))
+        return np.asarray(self.speaker.excess(prompts, candidates=self._candidates(template)))
+
+    @property
+    def _chats(self) -> bool:
+        """Whether the answer is a turn of its own, which ends by itself, and not a line of the prompt's text."""
+        return self.model.chat is not None or (self.model.remote and self.model.source.variant == "instruct")
+
+    @property
+    def _stops(self) -> tuple[str, ...]:
+        """What ends a written answer beside the model's own end token."""
+        return () if self._chats else ("\n",)
+
+    def _tokens_cut(self, rows: pa.Table) -> np.ndarray:
+        cut = np.zeros(rows.num_rows, dtype=np.int32)
+        for name in self._cuttable():
+            cut += self.model.tokens_over(rows[name].to_pylist(), self.max_tokens)
+        return cut
+
+    def _cuttable(self) -> tuple[str, ...]:
+        return () if self.kind == "messages" else self.inputs
+
+    def _cut(self, row: Row) -> Row:
+        """The row with its input texts cut to `max_tokens` each."""
+        if self.max_tokens is None:
+            return dict(row)
+        return {**row, **{name: self.model.cut([row[name]], self.max_tokens)[0] for name in self._cuttable()}}
+
+
+def asking(method: str, role: str, model: Any, task: Task, dataset: Dataset) -> Mapping[str, Any]:
+    """The fields of an `Answer` that follow from the task and the model.
+
+    Raises:
+        SpecError: the inputs are not text.
+        ModelError: the model cannot score or generate.
+    """
+    if dataset.kind not in ("text", "messages"):
+        raise SpecError(f"method {method} reads text, the task's inputs are {dataset.kind}; use probe or a text column")
+    generation = dataset.labels is None
+    if model.kind == "encoder" or (model.kind == "endpoint" and not generation):
+        raise ModelError(
+            f"models.{role}: {model.source.source} is an {model.kind}: it gives no label probabilities; "
+            "name a causal or encoder-decoder model"
+        )
+    if dataset.kind == "messages" and task.max_tokens is not None:
+        raise SpecError(f"task.max_tokens: {method} cuts text columns, not conversations; leave it null")
+    return {
+        "model": model,
+        "inputs": dataset.inputs,
+        "kind": dataset.kind,
+        "template": template_for(task.template, dataset.inputs, dataset.kind, generation).text,
+        "max_tokens": task.max_tokens,
+        "generation": generation,
+    }

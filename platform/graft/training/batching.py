@@ -1,0 +1,84 @@
+"""Which rows make up which global batch: a function of the seed and the batch's position alone.
+
+    epoch ─► windows of shuffled rows ─► sorted by length, filled by tokens ─► batches, shuffled
+
+Neither the number of workers nor what happened before changes a batch, so a resumed run sees what an undisturbed one
+would have seen. Rows of a batch are of similar length: little of a batch is padding.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graft.models.batching import batches
+from graft.seeds import generator
+
+Rows = NDArray[np.int64]
+
+WINDOW_BATCHES = 64
+"""Batches whose rows are sorted together: more saves padding, fewer mixes lengths better over time."""
+RAMP = (8, 4, 2)
+"""Shares of a whole batch, as divisors, in the stages of a ramp."""
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalBatches:
+    """The endless sequence of global batches.
+
+    Args:
+        lengths: positions that each row takes.
+        tokens: positions of a whole batch, padding included; a longer row goes alone.
+        seed: of the order.
+        ramp_steps: first batches that are smaller, in stages.
+    """
+
+    lengths: NDArray[np.int64]
+    tokens: int
+    seed: int
+    ramp_steps: int = 0
+
+    def rows(self, position: int) -> Rows:
+        """Row numbers of one batch, longest rows first."""
+        begin = 0
+        for stage, divisor in enumerate((*RAMP, 1)):
+            end = self.ramp_steps * (stage + 1) // len(RAMP)
+            if divisor == 1 or position < end:
+                return self._in_stage(stage, max(1, self.tokens // divisor), position - begin)
+            begin = end
+        raise AssertionError("the last stage has no end")
+
+    def _in_stage(self, stage: int, tokens: int, position: int) -> Rows:
+        epoch = 0
+        while position >= len(found := self._epoch(stage, tokens, epoch)):
+            position -= len(found)
+            epoch += 1
+        return found[position]
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 -- lives as long as one training
+    def _epoch(self, stage: int, tokens: int, epoch: int) -> list[Rows]:
+        """All rows once."""
+        random = generator(self.seed, f"batches-{stage}-{epoch}")
+        order = random.permutation(len(self.lengths))
+        window = max(1, WINDOW_BATCHES * tokens // max(1, int(self.lengths.mean())))
+        found = []
+        for start in range(0, len(order), window):
+            rows = order[start : start + window]
+            found += [rows[batch] for batch in batches(self.lengths[rows], tokens)]
+        return [found[place] for place in random.permutation(len(found))]
+
+
+def micro_batches(lengths: NDArray[np.int64], rows: Rows, workers: int, tokens: int | None) -> list[list[Rows]]:
+    """What each worker puts through the model, in turn; all workers have equally many (some empty).
+
+    Args:
+        lengths: positions that each row takes.
+        rows: of the global batch, longest first.
+        workers: how many share it.
+        tokens: positions that a device holds at once; None for no limit.
+    """
+    shares = [rows[worker::workers] for worker in range(workers)]
+    split = [[share[part] for part in batches(lengths[share], tokens or np.iinfo(np.int64).max)] for share in shares]
+    most = max(map(len, split))
+    return [parts + [rows[:0]] * (most - len(parts)) for parts in split]
