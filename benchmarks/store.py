@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from graft import runner
+from graft import planning, runner
 from graft.spec import Experiment
 from graft.specfile import read_yaml
 from graft.storage import open_storage
@@ -23,15 +23,15 @@ SPEC = Path(__file__).parent.parent / "jobs" / "specs" / "quickstart.yaml"
 AXES = {"method.classifier": ["centroid", "logistic"], "regime.examples": [32, 512]}
 
 
-def trials(test_examples: int) -> list[runner.Plan]:
+def trials(test_examples: int) -> list[planning.Plan]:
     """Twelve planned experiments: 2 classifiers x 2 amounts of data x 3 seeds."""
     values = read_yaml(SPEC)
     values["task"]["test_examples"] = test_examples
     values["sweep"] = {"axes": AXES, "seeds": 3}
-    return runner.plans(expand(Experiment.from_mapping(values)))
+    return planning.plans(expand(Experiment.from_mapping(values)))
 
 
-def measure(planned: list[runner.Plan], with_store: bool) -> tuple[float, int, int]:
+def measure(planned: list[planning.Plan], with_store: bool) -> tuple[float, int, int]:
     """Seconds, forward passes and rows read from the store over all trials."""
     with tempfile.TemporaryDirectory() as folder:
         files = open_storage(folder)

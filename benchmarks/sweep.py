@@ -23,7 +23,7 @@ from typing import Any
 
 from ray import tune
 
-from graft import runner
+from graft import planning
 from graft.cluster import connect
 from graft.spec import Experiment
 from graft.sweeps.axes import expand
@@ -71,7 +71,7 @@ class Pace:
 def main() -> None:
     """Measure all sides and print them side by side."""
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    plans = {plan.run_id: plan for plan in runner.plans(expand(_experiment(trials)))}
+    plans = {plan.run_id: plan for plan in planning.plans(expand(_experiment(trials)))}
     with connect(None, "benchmark"):
         turns = [(grafted(plans, NoOp), plain(trials, reuse=True)) for _ in range(TURNS)]
         fresh = plain(max(6, trials // 20), reuse=False)
@@ -96,7 +96,7 @@ def _line(name: str, paces: list[Pace], graft: list[Pace]) -> None:
     print(cells)
 
 
-def grafted(plans: dict[str, runner.Plan], trial: type[GraftTrial]) -> Pace:
+def grafted(plans: dict[str, planning.Plan], trial: type[GraftTrial]) -> Pace:
     """The pace of trials through graft."""
     with tempfile.TemporaryDirectory() as folder:
         status = Status("benchmark", folder, len(plans))

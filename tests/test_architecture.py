@@ -14,6 +14,7 @@ LAYERS = (
     {"graph", "execution", "tasks"},
     {"methods", "crew", "pool"},
     {"results", "pretraining", "training"},
+    {"planning"},
     {"runner", "runs"},
     {"sweeps", "serving", "prediction", "diagnosis"},
     {"terminal"},

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs, parquet
 
 import graft
-from graft import models, runner, runs
+from graft import models, planning, runner, runs
 from graft.errors import DataError, GraftError, ModelError
 from graft.prediction import predict_file
 from graft.results.records import METRICS
@@ -99,14 +99,14 @@ def test_a_run_writes_the_files_of_the_surface(logistic: Experiment, tmp_path: P
 def test_the_run_id_hashes_contents_and_never_paths(
     csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    first = runner.plan(experiment(csv, METHODS["logistic"], tiny_bert, tiny_llama)).run_id
+    first = planning.plan(experiment(csv, METHODS["logistic"], tiny_bert, tiny_llama)).run_id
     moved_csv = Path(shutil.copy(csv, tmp_path / "moved.csv"))
     moved_model = Path(shutil.copytree(tiny_bert, tmp_path / "moved-model"))
-    assert runner.plan(experiment(moved_csv, METHODS["logistic"], moved_model, tiny_llama)).run_id == first
+    assert planning.plan(experiment(moved_csv, METHODS["logistic"], moved_model, tiny_llama)).run_id == first
     moved_csv.write_text(moved_csv.read_text().replace("number 3 ", "number 4 "))
-    assert runner.plan(experiment(moved_csv, METHODS["logistic"], tiny_bert, tiny_llama)).run_id != first
-    assert runner.plan(experiment(csv, METHODS["ridge"], tiny_bert, tiny_llama)).run_id != first
-    assert runner.plan(experiment(csv, METHODS["logistic"], tiny_llama, tiny_llama)).run_id != first
+    assert planning.plan(experiment(moved_csv, METHODS["logistic"], tiny_bert, tiny_llama)).run_id != first
+    assert planning.plan(experiment(csv, METHODS["ridge"], tiny_bert, tiny_llama)).run_id != first
+    assert planning.plan(experiment(csv, METHODS["logistic"], tiny_llama, tiny_llama)).run_id != first
 
 
 def test_a_done_run_is_read_and_not_run_again(logistic: Experiment, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_frozen_stays_frozen_and_the_test_targets_reach_nothing(
     method: str, csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     spec = experiment(csv, METHODS[method], tiny_bert, tiny_llama)
-    plan = runner.plan(spec)
+    plan = planning.plan(spec)
     before = {role: models.fingerprint(source) for role, source in plan.experiment.models.items()}
     weights = {role: _weights(handle) for role, handle in plan.models.items()}
     result = runner.carry_out(plan, open_storage(tmp_path / "a"), None)
@@ -170,7 +170,7 @@ def test_frozen_stays_frozen_and_the_test_targets_reach_nothing(
     test = plan.dataset.test
     place = test.column_names.index("target")
     turned = test.set_column(place, "target", pa.array(test["target"].to_pylist()[::-1]))
-    other = runner.Plan(**{**vars(plan), "dataset": type(plan.dataset)(**{**_fields(plan.dataset), "test": turned})})
+    other = planning.Plan(**{**vars(plan), "dataset": type(plan.dataset)(**{**_fields(plan.dataset), "test": turned})})
     blind = runner.carry_out(other, open_storage(tmp_path / "b"), None)
     assert blind.predictions.select(["prediction", "scores"]).equals(
         result.predictions.select(["prediction", "scores"])
@@ -240,7 +240,7 @@ def test_a_sweep_is_not_run_as_a_single_experiment(logistic: Experiment, tmp_pat
 def test_a_probe_refuses_free_text_targets(csv: Path, tiny_bert: Path, tiny_llama: Path) -> None:
     task = {"name": "file", "path": str(csv), "text": "text", "target": "topic"}
     with pytest.raises(GraftError, match="free text"):
-        runner.plan(experiment(csv, METHODS["ridge"], tiny_bert, tiny_llama, task=task))
+        planning.plan(experiment(csv, METHODS["ridge"], tiny_bert, tiny_llama, task=task))
 
 
 def test_more_shots_than_examples_are_refused(csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_more_shots_than_examples_are_refused(csv: Path, tiny_bert: Path, tiny_l
 
 def test_any_file_system_holds_runs_and_columns(logistic: Experiment) -> None:
     memory = fs.SubTreeFileSystem("/desk", fs.PyFileSystem(fs.FSSpecHandler(MemoryFileSystem())))
-    planned = runner.plan(logistic)
+    planned = planning.plan(logistic)
     first = runner.carry_out(planned, memory, runner.open_store(memory))
     shown = runs.read_result(memory, f"runs/{planned.run_id}")
     assert shown.metrics.equals(first.metrics)

@@ -236,11 +236,11 @@ def _read(spec: Path, overrides: list[str] | None) -> "Experiment":
 
 
 def _show_plan(experiment: "Experiment", with_spec: bool) -> None:
-    from graft import runner
+    from graft import planning
     from graft.sweeps.axes import expand
     from graft.sweeps.sweep import identify
 
-    planned = runner.plans(expand(experiment))
+    planned = planning.plans(expand(experiment))
     if with_spec:
         typer.echo(experiment.to_yaml() if experiment.sweep else planned[0].experiment.to_yaml())
     if experiment.sweep:

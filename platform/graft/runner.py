@@ -19,7 +19,6 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,22 +26,20 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from graft import hashing, models, runs
+from graft import hashing, runs
 from graft.arrays import score_matrix
 from graft.errors import GraftError, StoreError
 from graft.execution import Pool, Progress, no_progress
 from graft.graph import Context, Graph, Node, Trains
 from graft.methods.answering import Answer
+from graft.planning import Plan, plan
 from graft.pool import RayPool
 from graft.results.records import Record, Result, environment, git_commit, metric_table, write_table
 from graft.seeds import fresh_streams
-from graft.spec import Experiment, ModelSource
+from graft.spec import Experiment
 from graft.storage import exists, local_root, open_storage, write_atomic, writing
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
 from graft.tasks import metrics
-from graft.tasks.dataset import Dataset
-from graft.tasks.regimes import draw
-from graft.tasks.templates import Template, template_for
 
 if TYPE_CHECKING:
     from graft.training import Job, Together, Trained
@@ -61,88 +58,6 @@ CURVE = pa.schema(
     ]
 )
 """The columns of `training.parquet`."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An experiment with everything that can be known before a model runs."""
-
-    experiment: Experiment
-    dataset: Dataset
-    template: Template
-    examples: pa.Table
-    models: dict[str, Any]
-    graph: Graph
-    run_id: str
-
-    def describe(self) -> str:
-        """What will be read, run and asked for, as text."""
-        scaling, data = self.experiment.scaling, self.dataset
-        answers = f"{len(data.labels)} labels ({', '.join(data.labels)})" if data.labels else "free-text target"
-        lines = [
-            f"run_id     {self.run_id}",
-            f"task       {self.experiment.task.name}: {data.train.num_rows} rows to draw from, "
-            f"{data.test.num_rows} test rows, {answers}",
-            f"examples   {self.examples.num_rows} (seed {self.experiment.regime.seed})",
-            *(f"model      {role}: {source.source} {_size(source)}" for role, source in self.experiment.models.items()),
-            f"resources  1 process, device {scaling.device}",
-            "graph      " + self.graph.describe().replace("\n", "\n           "),
-        ]
-        if data.equal_inputs:
-            note = f"           {data.equal_inputs} rows share their input with another: kept on one side of the split"
-            lines.insert(2, note)
-        return "\n".join(lines)
-
-
-def plan(experiment: Experiment, dataset: Dataset | None = None) -> Plan:
-    """Read the task, find the models, draw the examples, build the graph; no model runs.
-
-    Args:
-        experiment: a single one.
-        dataset: what `experiment.task.read()` gives, where that is at hand already.
-
-    Raises:
-        SpecError, DataError, ModelError: the experiment cannot be carried out as written.
-    """
-    return plans([experiment], {} if dataset is None else {experiment.task.model_dump_json(): dataset})[0]
-
-
-def plans(experiments: Sequence[Experiment], known: Mapping[str, Dataset] | None = None) -> list[Plan]:
-    """A plan per experiment; those that share a task read it once, and not at all where its rows are `known`."""
-    datasets = dict(known or {})
-    handles: dict[tuple[str, str], Any] = {}
-    found = []
-    for experiment in (experiment.resolved() for experiment in experiments):
-        task, device = experiment.task.model_dump_json(), experiment.scaling.device
-        if task not in datasets:
-            datasets[task] = experiment.task.read()
-        for source in experiment.models.values():
-            if (source.model_dump_json(), device) not in handles:
-                handles[source.model_dump_json(), device] = models.load(source, device)
-        own = {role: handles[source.model_dump_json(), device] for role, source in experiment.models.items()}
-        found.append(_plan(experiment, datasets[task], own))
-    return found
-
-
-def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> Plan:
-    assert experiment.method is not None  # resolved() saw to it
-    template = template_for(experiment.task.template, dataset.inputs, dataset.kind, dataset.labels is None)
-    examples = draw(dataset, experiment.regime)
-    graph = experiment.method.graph(experiment.task, dataset, handles)
-    return Plan(experiment, dataset, template, examples, handles, graph, run_id(experiment, dataset, handles, graph))
-
-
-def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any], graph: Graph) -> str:
-    """Slug and hash of the resolved spec, with the contents of rows and models in place of where they lie."""
-    places = {"path", "train", "test"}
-    outside: Any = {"sweep": True, "task": places, "method": {"mixture": {"__all__": {"task": places}}}}
-    # What changes no result is no part of the question.
-    values = experiment.model_dump(mode="json", exclude={**outside, "training": {"checkpoint_seconds"}})
-    for role, handle in handles.items():
-        values["models"][role]["source"] = handle.fingerprint
-    # A node whose code gives other numbers says so by its version: another answer to the same question.
-    values["nodes"] = [node.fingerprint() for node in graph.nodes]
-    return f"{experiment.name}-{hashing.digest(values, dataset.fingerprint)[:10]}"
 
 
 def run(
@@ -389,12 +304,6 @@ def _peak_memory_bytes() -> int:
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _size(source: ModelSource) -> str:
-    if source.source.startswith("endpoint:"):
-        return ""
-    return f"({sum(path.stat().st_size for path in models.locate(source).glob('*.safetensors')) / 2**20:.0f} MiB)"
 
 
 def _save_graph(graph: Graph, files: fs.SubTreeFileSystem, folder: str) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from graft import runner
+from graft import planning, runner
 from graft.errors import SpecError
 from graft.spec import Experiment
 from graft.sweeps.axes import expand
@@ -107,7 +107,7 @@ def test_tensorboard_reads_a_point_per_run(swept: Swept) -> None:
 
 def test_an_embedding_is_computed_once_over_the_whole_sweep(swept: Swept, values: dict[str, Any]) -> None:
     (shared,) = parquet.read_table(swept.folder / "shared.parquet").to_pylist()
-    planned = runner.plans(expand(swept.experiment))
+    planned = planning.plans(expand(swept.experiment))
     tables = [table for plan in planned for table in (plan.examples, plan.dataset.test)]
     needed = {text for table in tables for text in table["text"].to_pylist()}
     assert shared["forward_passes"] == len(needed)

@@ -1,7 +1,8 @@
 """PEFT's adapters in a frozen network: configured by PEFT's own fields, saved in PEFT's own format.
 
 All types of PEFT are there. What an adapter needs beside its fields follows from the model and the training; what
-would change the training in a way that the one loop does not know is refused (`NOT_OFFERED`, `CAUSAL_ONLY`).
+would break a promise, or needs a training that the one loop does not know, is refused with its reason (`REFUSED`,
+`CAUSAL_ONLY`, `NOT_OFFERED`).
 """
 
 import dataclasses
@@ -39,6 +40,9 @@ PER_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")
 CALLED_WHOLE = (*PER_TASK, "SHADOW", "XLORA")
 """Types that, like soft prompts, work only where the whole network is called, without caches of prefixes."""
 
+REFUSED = {"LILY": "its router averages over all tokens of a batch, so that an answer would depend on other rows"}
+"""Types that cannot keep what graft promises, and why."""
+
 CAUSAL_ONLY = {
     "CPT": "its prompt stands before a decoder's text",
     "MULTITASK_PROMPT_TUNING": "PEFT drops the decoder's tokens",
@@ -63,6 +67,7 @@ NOT_OFFERED = {
         "monteclora_config": "needs its own loss",
     },
     "MULTITASK_PROMPT_TUNING": {"prompt_tuning_init_state_dict_path": "may read a pickle"},
+    "XLORA": {"use_trainable_adapters": "changes adapters that are saved elsewhere"},
 }
 """Fields that must be left as they are, and why."""
 
@@ -107,6 +112,8 @@ def configuration(adapter: Mapping[str, Any], task_type: str, training: bool, **
     kind = kind_of(adapter)
     if kind not in known:
         raise SpecError(f"method.adapter.peft_type: unknown type {adapter['peft_type']!r}; {suggest(kind, known)}")
+    if kind in REFUSED:
+        raise SpecError(f"method.adapter.peft_type: {kind} is not offered: {REFUSED[kind]}; {suggest('', known)}")
     fields = {field.name for field in dataclasses.fields(known[kind]) if field.init} - set(SET_BY_GRAFT)
     given = {name: value for name, value in adapter.items() if name != "peft_type"}
     _check_fields(kind, given, fields)
@@ -235,7 +242,11 @@ def state(adapted: nn.Module) -> dict[str, np.ndarray]:
     """What PEFT saves of an adapter, float32; frozen embeddings are never part of it."""
     from peft import get_peft_model_state_dict
 
-    found = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if adapted.active_peft_config.peft_type.value == "XLORA":
+        # PEFT 0.21 takes the gates' layer "0" for the expert "0", and leaves it out.
+        found = {name: value for name, value in adapted.state_dict().items() if "internal_xlora_classifier" in name}
+    else:
+        found = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return {
         name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().numpy()
         for name, value in found.items()
@@ -251,7 +262,8 @@ def load(adapted: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     from peft import set_peft_model_state_dict
 
     found = set_peft_model_state_dict(adapted, {name: torch.from_numpy(value) for name, value in weights.items()})
-    if found.unexpected_keys:
+    # A soft prompt has a name of its own in the file.
+    if found.unexpected_keys and not adapted.active_peft_config.is_prompt_learning:
         raise ModelError(
             f"the saved adapter has {found.unexpected_keys[0]!r}, which the adapted model has not; run its spec again"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from graft.runner import Plan
+from graft.planning import Plan
 from graft.storage import children, local_root, writing
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from graft import runner
+from graft import planning, runner
 from graft.errors import GraftError
 from graft.execution import Pool, Progress, run_node
 from graft.graph import Node
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 
 def compute_shared(
-    plans: Sequence[runner.Plan], store: ColumnStore, pool: Pool | None, progress: Progress
+    plans: Sequence[planning.Plan], store: ColumnStore, pool: Pool | None, progress: Progress
 ) -> list[Shared]:
     """Fill the store with what the runs share; says what that has cost.
 
     A beginning that fails is left to the runs that need it: each then is a failed row with the reason.
     """
-    groups: dict[tuple[str, ...], list[runner.Plan]] = {}
+    groups: dict[tuple[str, ...], list[planning.Plan]] = {}
     for plan in plans:
         if nodes := frozen_beginning(plan.graph.nodes):
             groups.setdefault((plan.dataset.fingerprint, *(node.column() for node in nodes)), []).append(plan)
@@ -56,7 +56,7 @@ def frozen_beginning(nodes: Iterable[Node]) -> tuple[Node, ...]:
     return tuple(found)
 
 
-def _rows(plans: Sequence[runner.Plan]) -> pa.Table:
+def _rows(plans: Sequence[planning.Plan]) -> pa.Table:
     """Every row that the runs put through the graph, once: their examples and the test rows."""
     dataset = plans[0].dataset
     columns = ["id", *dataset.inputs]

@@ -14,9 +14,9 @@ import pyarrow as pa
 import yaml
 from pyarrow import fs
 
-from graft import hashing, runner, runs
+from graft import hashing, planning, runner, runs
 from graft.cluster import Cluster, check_shared, connect
-from graft.errors import StoreError
+from graft.errors import SpecError, StoreError
 from graft.pool import MIN_ROWS, RayPool
 from graft.results.records import Result, failure_table, write_table
 from graft.results.report import write_report
@@ -86,7 +86,10 @@ class _Sweep:
 
     def __init__(self, experiment: Experiment, storage: str | Path, watcher: Watcher, store_limit_bytes: int):
         # Two values of an axis may stand for one experiment; it is carried out and counted once.
-        self.plans = {plan.run_id: plan for plan in runner.plans(expand(experiment))}
+        members = expand(experiment)
+        if most := max((member.scaling.workers for member in members), default=1) - 1:
+            raise SpecError(f"scaling.workers: got {most + 1}; a sweep trains each run in one process: give 1")
+        self.plans = {plan.run_id: plan for plan in planning.plans(members)}
         self.files = open_storage(storage)
         self.storage = storage
         self.watcher = watcher
@@ -108,11 +111,11 @@ class _Sweep:
         self.status.read = len(self.results)
         self.watcher.update(self.status)
 
-    def missing(self) -> dict[str, runner.Plan]:
+    def missing(self) -> dict[str, planning.Plan]:
         """Plans of the runs without a result."""
         return {run_id: plan for run_id, plan in self.plans.items() if run_id not in self.results}
 
-    def carry_out(self, plans: Mapping[str, runner.Plan], cluster: Cluster, concurrent: int | None) -> None:
+    def carry_out(self, plans: Mapping[str, planning.Plan], cluster: Cluster, concurrent: int | None) -> None:
         """What the runs share first, then a trial per run.
 
         Raises:
@@ -158,7 +161,7 @@ class _Sweep:
         self.watcher.update(self.status)
 
 
-def _concurrency(cluster: Cluster, plans: Iterable[runner.Plan], asked: int | None) -> int:
+def _concurrency(cluster: Cluster, plans: Iterable[planning.Plan], asked: int | None) -> int:
     """How many runs at once; more CPUs than the cluster has are refused."""
     workers = max(plan.experiment.scaling.workers for plan in plans)
     cluster.require(workers, f"scaling.workers: {workers}")
@@ -167,7 +170,7 @@ def _concurrency(cluster: Cluster, plans: Iterable[runner.Plan], asked: int | No
     return asked or max(1, int(cluster.cpus))
 
 
-def _gpus(plans: Iterable[runner.Plan], cluster: Cluster) -> int:
+def _gpus(plans: Iterable[planning.Plan], cluster: Cluster) -> int:
     """One GPU per trial where the cluster has some and a run may use it."""
     return int(cluster.gpus > 0 and any(plan.experiment.scaling.device != "cpu" for plan in plans))
 

@@ -15,7 +15,7 @@ import ray
 import torch  # noqa: F401 -- before any trial begins, so that every trial's streams are fresh ones
 from ray import tune
 
-from graft import runner
+from graft import planning, runner
 from graft.errors import GraftError, ModelError
 from graft.spec import Experiment
 from graft.storage import open_storage
@@ -60,9 +60,9 @@ class GraftTrial(tune.Trainable):  # type: ignore[misc]
             self.store.flush()
         return {"done": True, "metrics": result.values}
 
-    def _plan(self, run_id: str) -> runner.Plan:
+    def _plan(self, run_id: str) -> planning.Plan:
         experiment = Experiment.from_mapping(self.work.experiments[run_id])
-        plan = runner.plan(experiment, self.work.datasets[self.work.tasks[run_id]])
+        plan = planning.plan(experiment, self.work.datasets[self.work.tasks[run_id]])
         if plan.run_id != run_id:
             raise ModelError(
                 f"{run_id}: node {os.uname().nodename} has another model or another graft than the one that planned "

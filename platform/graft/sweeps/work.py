@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from graft.runner import Plan
+from graft.planning import Plan
 from graft.storage import local_root, open_storage
 from graft.tasks.dataset import Dataset
 

@@ -51,12 +51,17 @@ class GlobalBatches:
 
     def _in_stage(self, stage: int, tokens: int, position: int) -> Rows:
         epoch = 0
-        while position >= len(found := self._epoch(stage, tokens, epoch)):
-            position -= len(found)
+        while position >= (size := self._size(stage, tokens, epoch)):
+            position -= size
             epoch += 1
-        return found[position]
+        return self._epoch(stage, tokens, epoch)[position]
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 -- lives as long as one training
+    @functools.cache  # noqa: B019 -- lives as long as one training
+    def _size(self, stage: int, tokens: int, epoch: int) -> int:
+        """Batches of an epoch, which differ a little: other rows stand together."""
+        return len(self._epoch(stage, tokens, epoch))
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
     def _epoch(self, stage: int, tokens: int, epoch: int) -> list[Rows]:
         """All rows once."""
         random = generator(self.seed, f"batches-{stage}-{epoch}")
