@@ -28,10 +28,10 @@ submit: setup ## run SPEC=jobs/specs/... as a job on a cluster [STORAGE=URI] [AD
 	$(BIN)/python jobs/submit.py $(SPEC) $(if $(STORAGE),--storage $(STORAGE)) $(if $(ADDRESS),--address $(ADDRESS))
 
 test: setup ## run the tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster'
 
 test-slow: setup ## run those that take minutes: killed sweeps, several Ray nodes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m '(slow or cluster) and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m '(slow or cluster) and not gpu'
 
 test-all: setup ## run every test that this machine can run
 	$(BIN)/python -m pytest

@@ -1,6 +1,8 @@
 """Runs one node over a table: what the column store has is read, the rest is computed and kept."""
 
 import itertools
+import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -119,3 +121,11 @@ def _stored(node: "Node", rows: pa.Table, store: ColumnStore, progress: Progress
 def class_path(cls: type) -> str:
     """`"module:Class"`."""
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had, or on a GPU the largest allocation."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -11,9 +11,7 @@ import functools
 import json
 import logging
 import os
-import resource
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -29,7 +27,7 @@ from pyarrow import fs
 from graft import hashing, runs
 from graft.arrays import score_matrix
 from graft.errors import GraftError, StoreError
-from graft.execution import Pool, Progress, no_progress
+from graft.execution import Pool, Progress, no_progress, peak_memory_bytes
 from graft.graph import Context, Graph, Node, Trains
 from graft.methods.answering import Answer
 from graft.planning import Plan, plan
@@ -239,7 +237,7 @@ def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.T
         device=next((str(handle.device) for handle in handles.values()), "cpu"),
         seconds=seconds,
         texts_cut=sum(int(np.count_nonzero(answers[name])) for name in cut),
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
         parameters_trainable=trained,
         parameters_total=added + sum(handle.parameters for handle in handles.values()),
         **costs,
@@ -296,14 +294,6 @@ def costs(handles: Mapping[str, Any], store: ColumnStore | None) -> dict[str, in
 
 def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
     return {name: after[name] - before[name] for name in after}
-
-
-def _peak_memory_bytes() -> int:
-    """The largest resident size this process has had, or on a GPU the largest allocation."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _save_graph(graph: Graph, files: fs.SubTreeFileSystem, folder: str) -> None:

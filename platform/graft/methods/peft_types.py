@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from graft.errors import ModelError, SpecError, suggest
+from graft.hashing import file_sha256
 
 SET_BY_GRAFT = ("task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version")
 """Fields of PEFT's configurations that follow from the model."""
@@ -75,13 +76,33 @@ DATA_FIRST = ("eva", "corda", "lora_ga")
 """Initialisations that read rows before training; they are not offered."""
 
 
-def check(adapter: Mapping[str, Any]) -> None:
-    """Refuse a type or a field that PEFT does not know.
+def checked(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting that PEFT knows, with adapters that it builds on by absolute path.
 
     Raises:
-        SpecError: with what it knows.
+        SpecError: a type, a field or a value is wrong.
     """
     configuration(adapter, "CAUSAL_LM", training=True)
+    if kind_of(adapter) != "XLORA":
+        return dict(adapter)
+    experts = {name: Path(folder).absolute() for name, folder in adapter["adapters"].items()}
+    if list(experts) != [str(place) for place in range(len(experts))]:
+        raise SpecError(f"method.adapter.adapters: got the names {', '.join(experts)}; call them '0', '1', ... in order")
+    for name, folder in experts.items():
+        if not (folder / "adapter_config.json").exists():
+            raise SpecError(
+                f"method.adapter.adapters.{name}: {folder} holds no adapter; give the folder adapter/ of a run that "
+                "trained LORA on this model (in runs/RUN_ID/graph/)"
+            )
+    return {**adapter, "adapters": {name: str(folder) for name, folder in experts.items()}}
+
+
+def by_content(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting in which adapters that it builds on are what they hold, wherever they lie."""
+    if not adapter.get("adapters"):
+        return dict(adapter)
+    files = {name: sorted(Path(folder).glob("adapter_*")) for name, folder in adapter["adapters"].items()}
+    return {**adapter, "adapters": {name: list(map(file_sha256, paths)) for name, paths in files.items()}}
 
 
 def kind_of(adapter: Mapping[str, Any]) -> str:

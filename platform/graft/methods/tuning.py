@@ -97,7 +97,7 @@ class Tuning(Method):
         if "peft_type" in adapter:
             from graft.methods import peft_types
 
-            peft_types.check(adapter)
+            adapter = peft_types.checked(adapter)
         return {
             **asking(self.name, "base", base, task, dataset),
             "instruction": self.instruction,
@@ -190,6 +190,14 @@ class Tuned(Answer):
             terms,
             start,
         )
+
+    def fingerprint(self) -> str:
+        """Identity by content, that of adapters which this one builds on too."""
+        if "adapters" not in self.adapter:
+            return super().fingerprint()
+        from graft.methods import peft_types
+
+        return Answer.fingerprint(dataclasses.replace(self, adapter=peft_types.by_content(self.adapter)))
 
     @functools.cached_property
     def speaker(self) -> Any:

@@ -7,7 +7,6 @@ would have seen. Rows of a batch are of similar length: little of a batch is pad
 """
 
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,6 @@ RAMP = (8, 4, 2)
 """Shares of a whole batch, as divisors, in the stages of a ramp."""
 
 
-@dataclass(frozen=True, eq=False)
 class GlobalBatches:
     """The endless sequence of global batches.
 
@@ -34,10 +32,10 @@ class GlobalBatches:
         ramp_steps: first batches that are smaller, in stages.
     """
 
-    lengths: NDArray[np.int64]
-    tokens: int
-    seed: int
-    ramp_steps: int = 0
+    def __init__(self, lengths: NDArray[np.int64], tokens: int, seed: int, ramp_steps: int = 0) -> None:
+        self.lengths, self.tokens, self.seed, self.ramp_steps = lengths, tokens, seed, ramp_steps
+        self._sizes: dict[tuple[int, int], int] = {}
+        self._epoch = functools.lru_cache(maxsize=2)(self._packed)
 
     def rows(self, position: int) -> Rows:
         """Row numbers of one batch, longest rows first."""
@@ -56,13 +54,13 @@ class GlobalBatches:
             epoch += 1
         return self._epoch(stage, tokens, epoch)[position]
 
-    @functools.cache  # noqa: B019 -- lives as long as one training
     def _size(self, stage: int, tokens: int, epoch: int) -> int:
         """Batches of an epoch, which differ a little: other rows stand together."""
-        return len(self._epoch(stage, tokens, epoch))
+        if (stage, epoch) not in self._sizes:
+            self._sizes[stage, epoch] = len(self._epoch(stage, tokens, epoch))
+        return self._sizes[stage, epoch]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
-    def _epoch(self, stage: int, tokens: int, epoch: int) -> list[Rows]:
+    def _packed(self, stage: int, tokens: int, epoch: int) -> list[Rows]:
         """All rows once."""
         random = generator(self.seed, f"batches-{stage}-{epoch}")
         order = random.permutation(len(self.lengths))

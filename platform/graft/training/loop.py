@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from graft.errors import ModelError, TrainingError
+from graft.execution import peak_memory_bytes
 from graft.graph import Trains
 from graft.seeds import generator
 from graft.training.batching import GlobalBatches, Rows, micro_batches
@@ -83,7 +84,7 @@ class Loop:
         Raises:
             TrainingError: it diverges whatever data is skipped.
         """
-        began, first, logged = time.monotonic(), self.state.step, time.monotonic()
+        self.logged = (time.monotonic(), self.state.step, self.state.tokens)
         while self.state.step < self.training.max_steps and not self._stopped_early():
             rows = self.batches.rows(self.state.position)
             loss, norm = self._gradients(rows)
@@ -100,9 +101,7 @@ class Loop:
                 self._remember()
             if self.parallel.first and self.watch is not None:
                 self.watch(self.state.step, self.training.max_steps)
-            if time.monotonic() - logged > LOG_SECONDS:
-                logged = time.monotonic()
-                self._log(loss, rate, (logged - began) / max(1, self.state.step - first))
+            self._log(loss, rate)
         return self._result()
 
     def _gradients(self, rows: Rows) -> tuple[float, float]:
@@ -262,17 +261,21 @@ class Loop:
             return None
         return Trained({name: value.float().numpy() for name, value in weights.items()}, self.state)
 
-    def _log(self, loss: float, rate: float, seconds: float) -> None:
-        if not self.parallel.first:
+    def _log(self, loss: float, rate: float) -> None:
+        """A line every few seconds."""
+        now, (then, step, tokens) = time.monotonic(), self.logged
+        if now - then < LOG_SECONDS or not self.parallel.first:
             return
-        left = (self.training.max_steps - self.state.step) * seconds
+        self.logged = (now, self.state.step, self.state.tokens)
+        left = (self.training.max_steps - self.state.step) * (now - then) / max(1, self.state.step - step)
         log.info(
-            "step=%d/%d loss=%.4g lr=%.2g s/step=%.3g eta=%.0fs",
+            "step=%d/%d loss=%.4g lr=%.2g tok/s=%.0f mem=%.1fGiB eta=%.0fs",
             self.state.step,
             self.training.max_steps,
             loss,
             rate,
-            seconds,
+            (self.state.tokens - tokens) / (now - then),
+            peak_memory_bytes() / 2**30,
             left,
         )
 

@@ -27,6 +27,8 @@ from graft.training.checkpoints import Checkpoint, Checkpoints
 from graft.training.loop import Loop
 from graft.training.states import Job, State, Trained
 
+log = logging.getLogger(__name__)
+
 SAY_SECONDS = 0.5
 """Between two words of a worker about where training stands."""
 
@@ -148,7 +150,7 @@ class Supervisor:
             cure = "look at the reason; for memory, lower training.tokens_per_device or use larger machines"
             self._failure = ("TrainingError", f"{about}: {what}; {cure}")
         if self._failure is None:
-            self.says(logging.WARNING, __name__, f"{about}: {reason}; all workers start anew from the last checkpoint")
+            self.says(logging.WARNING, log.name, f"{about}: {reason}; all workers start anew from the last checkpoint")
         return self._failure[1] if self._failure else None
 
     def news(self) -> News:
@@ -207,7 +209,7 @@ def work(team: Team, supervisor: Any, settings: dict[str, Any]) -> None:
     logger = logging.getLogger("graft")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Telling(supervisor, logging.INFO if first else logging.WARNING))
-    logger.info("%s: worker %d of %d begins", team.about, context.get_world_rank(), context.get_world_size())
+    log.info("%s: worker %d of %d begins", team.about, context.get_world_rank(), context.get_world_size())
     ray.get(supervisor.begins.remote())
     try:
         files = open_storage(team.storage)
