@@ -62,7 +62,7 @@ def progress() -> Iterator[Callable[[str], "Watch"]]:
         def watch(title: str) -> "Watch":
             def on_rows(what: str, done: int, total: int) -> None:
                 if not place.is_terminal:
-                    lines.say(f"{title} {what}: {done} of {total} rows")
+                    lines.say(f"{title} {what}: {done} of {total}")
                 bar.update(rows, description=f"{title} {what}", completed=done, total=total)
 
             return on_rows
@@ -112,7 +112,7 @@ class SweepView(Watcher):
         """Show the rows that all runs share."""
         self.bar.update(self.shared, description=what, completed=done, total=total, visible=done < total)
         if not self.console.is_terminal:
-            self.lines.say(f"{what}: {done} of {total} rows")
+            self.lines.say(f"{what}: {done} of {total}")
 
     def line(self) -> str:
         """All of it in one line."""
