@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from graft.errors import ModelError
-from graft.methods import bottleneck, peft_losses, peft_types
+from graft.methods import bottleneck, peft_fields, peft_losses, peft_types
+from graft.models import absolute
 from graft.models.objective import NextTokenLoss
 from graft.seeds import fresh_streams, generator
 
@@ -61,20 +62,21 @@ def put_in(model: Any, adapter: Mapping[str, Any], seed: int, weights: Weights |
         adapted.module.eval().requires_grad_(False)
         return adapted
     for parameter in adapted.module.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()
+        if parameter.requires_grad:
+            # A copy: some adapters train biases that the frozen model shares.
+            parameter.data = parameter.data.to(torch.float32, copy=True)
     adapted.module.train()
     return adapted
 
 
 def scheduled(adapter: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """A setting with what follows from the number of training steps."""
-    return peft_types.scheduled(adapter, steps) if "peft_type" in adapter else dict(adapter)
+    return peft_fields.scheduled(adapter, steps) if "peft_type" in adapter else dict(adapter)
 
 
 def with_loss(adapted: Adapted, adapter: Mapping[str, Any], terms: int) -> NextTokenLoss:
     """What is trained, as one module whose parameters are `network.NAME`."""
-    loss = peft_losses.LOSSES.get(peft_types.kind_of(adapter)) if "peft_type" in adapter else None
+    loss = peft_losses.LOSSES.get(peft_fields.kind_of(adapter)) if "peft_type" in adapter else None
     return (loss or NextTokenLoss)(adapted.module, terms, called=adapted.network)
 
 
@@ -134,7 +136,7 @@ def write(adapted: Adapted, adapter: Mapping[str, Any], weights: Weights, model:
     folder = directory / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
     if "peft_type" in adapter:
-        peft_types.write_config(adapted.module, str(model.source.source), folder)
+        peft_types.write_config(adapted.module, absolute(model.source).source, folder)
     else:
         (folder / "adapter_config.json").write_text(json.dumps(dict(adapter), indent=2) + "\n", encoding="utf-8")
     _save_file(weights, folder / "adapter_model.safetensors")

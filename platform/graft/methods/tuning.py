@@ -95,9 +95,9 @@ class Tuning(Method):
             raise ModelError(f"models.base: {base.source.source} is computed elsewhere; give weights to be tuned")
         adapter = self.trained()
         if "peft_type" in adapter:
-            from graft.methods import peft_types
+            from graft.methods import peft_fields
 
-            adapter = peft_types.checked(adapter)
+            adapter = peft_fields.checked(adapter)
         return {
             **asking(self.name, "base", base, task, dataset),
             "instruction": self.instruction,
@@ -195,9 +195,9 @@ class Tuned(Answer):
         """Identity by content, that of adapters which this one builds on too."""
         if "adapters" not in self.adapter:
             return super().fingerprint()
-        from graft.methods import peft_types
+        from graft.methods import peft_fields
 
-        return Answer.fingerprint(dataclasses.replace(self, adapter=peft_types.by_content(self.adapter)))
+        return Answer.fingerprint(dataclasses.replace(self, adapter=peft_fields.by_content(self.adapter)))
 
     @functools.cached_property
     def speaker(self) -> Any:
@@ -258,12 +258,12 @@ class Tuned(Answer):
 
     def _limits(self) -> dict[str, Any]:
         """In what the tuned model differs from the frozen one, for whoever calls it."""
-        from graft.methods import peft_types
+        from graft.methods import peft_fields
 
-        if "peft_type" not in self.adapter or peft_types.is_plain(self.adapter):
+        if "peft_type" not in self.adapter or peft_fields.is_plain(self.adapter):
             return {}
         context = self.model.context_tokens
-        room = None if context is None else context - peft_types.soft_tokens(self.adapter)
+        room = None if context is None else context - peft_fields.soft_tokens(self.adapter)
         return {"plain": False, "context_tokens": room}
 
     def _open(self) -> "nn.Module":

@@ -14,8 +14,9 @@ import logging
 import re
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pyarrow import fs
@@ -58,15 +59,15 @@ class Team:
     """Times in all."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class News:
     """What a supervisor has heard."""
 
-    step: int = 0
-    steps: int = 0
-    waited: float = 0.0
+    step: int
+    steps: int
+    waited: float
     """Seconds for which there have been no workers."""
-    records: list[tuple[int, str, str]] = field(default_factory=list)
+    records: list[tuple[int, str, str]]
     """Log lines: level, logger, text."""
 
 
@@ -75,7 +76,8 @@ class Supervisor:
 
     def __init__(self, team: Team) -> None:
         self._team = team
-        self._news = News()
+        self._step = self._steps = 0
+        self._records: deque[tuple[int, str, str]] = deque()
         self._failure: tuple[str, str] | None = None
         self._waits_since: float | None = time.monotonic()
         self._furthest = self._furthest_before = self._in_vain = 0
@@ -87,10 +89,7 @@ class Supervisor:
         try:
             self._trainer().fit()
         except TrainingFailedError as error:
-            self._failure = self._failure or (
-                "TrainingError",
-                f"{self._team.about}: {_line(error)}; run the same again",
-            )
+            self.fails("TrainingError", f"{self._team.about}: {_line(error)}; run the same again")
         return self._failure
 
     def _trainer(self) -> Any:
@@ -129,15 +128,15 @@ class Supervisor:
 
     def reached(self, step: int, steps: int) -> None:
         """Training stands at a step."""
-        self._news.step, self._news.steps = step, steps
+        self._step, self._steps = step, steps
         self._furthest = max(self._furthest, step)
 
     def says(self, level: int, name: str, text: str) -> None:
         """A worker has logged something."""
-        self._news.records.append((level, name, text))
+        self._records.append((level, name, text))
 
     def fails(self, kind: str, text: str) -> None:
-        """A worker has met an error of graft, which is the training's."""
+        """Training has failed: class and text of its first error."""
         self._failure = self._failure or (kind, text)
 
     def ends(self, reason: str) -> str | None:
@@ -148,16 +147,17 @@ class Supervisor:
         if self._failure is None and self._in_vain >= self._team.attempts:
             what = f"workers ended {self._in_vain} times at step {self._furthest} and came no further: {reason}"
             cure = "look at the reason; for memory, lower training.tokens_per_device or use larger machines"
-            self._failure = ("TrainingError", f"{about}: {what}; {cure}")
+            self.fails("TrainingError", f"{about}: {what}; {cure}")
         if self._failure is None:
             self.says(logging.WARNING, log.name, f"{about}: {reason}; all workers start anew from the last checkpoint")
         return self._failure[1] if self._failure else None
 
     def news(self) -> News:
         """What has come since this was last asked."""
-        found, self._news = self._news, News(self._news.step, self._news.steps)
-        found.waited = time.monotonic() - self._waits_since if self._waits_since else 0.0
-        return found
+        # Others may say more meanwhile: what is taken is exactly what goes.
+        records = [self._records.popleft() for _ in range(len(self._records))]
+        waited = time.monotonic() - self._waits_since if self._waits_since else 0.0
+        return News(self._step, self._steps, waited, records)
 
     def __repr__(self) -> str:
         return f"graft {self._team.about}"
@@ -183,13 +183,18 @@ def _reason(failures: dict[int, Exception]) -> str:
         for rank, error in failures.items()
     }
 
-    def is_another_ones(rank: int) -> bool:
-        """It says no more than that another worker is gone."""
-        kind = type(causes[rank])
-        return kind is RuntimeError or kind.__module__ == "torch.distributed"
-
-    rank = min(causes, key=lambda rank: (is_another_ones(rank), rank))
+    lost = {rank for rank, cause in causes.items() if _is_broken_connection(cause)}
+    if lost == set(causes):
+        return f"worker {min(lost)} has lost its connection to another one"
+    rank = min(set(causes) - lost)
     return f"worker {rank}: {_line(causes[rank])}"
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    """It says no more than that another worker is gone."""
+    if type(error).__module__ == "torch.distributed":
+        return True
+    return type(error) is RuntimeError and ("gloo" in str(error) or "NCCL" in str(error))
 
 
 def _line(error: BaseException) -> str:
