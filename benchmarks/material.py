@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,17 +131,22 @@ class Material:
 
 
 def prepare(ask: Ask) -> dict[str, Any]:
-    """Write a random network, and a tokenizer made for the task's texts."""
+    """Write the network, and a tokenizer made for the task's texts."""
+    table = ask.experiment().task.read().train
+    texts = (text for name in table.column_names if name != "id" for text in table[name].to_pylist())
+    return {"parameters": write_llama(ask.folder, SHAPE, texts)}
+
+
+def write_llama(folder: str, shape: dict[str, Any], texts: Iterable[str]) -> int:
+    """Write a random Llama with a tokenizer made for some texts; gives how many parameters it has."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    table = ask.experiment().task.read().train
-    texts = (text for name in table.column_names if name != "id" for text in table[name].to_pylist())
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=SHAPE["vocab_size"],
+        vocab_size=shape["vocab_size"],
         special_tokens=["<pad>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -148,11 +154,11 @@ def prepare(ask: Ask) -> dict[str, Any]:
     tokenizer.train_from_iterator(texts, trainer)
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     torch.manual_seed(0)
-    network = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    network = LlamaForCausalLM(LlamaConfig(**shape))
     with quiet():
-        network.save_pretrained(ask.folder)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(ask.folder)
-    return {"parameters": network.num_parameters()}
+        network.save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return int(network.num_parameters())
 
 
 def _pairs(encoded: Any) -> list[Row]:

@@ -26,10 +26,10 @@ def graft(ask: Ask) -> dict[str, Any]:
     """Graft's loop, with its checkpoints."""
     material = Material(ask)
     job = material.job()
-    with tempfile.TemporaryDirectory() as folder, Stopwatch() as watch:
-        with Checkpoints(fs.LocalFileSystem(), folder) as checkpoints:
-            loop = Loop(job, checkpoints)
-            loop.run()
+    files = fs.LocalFileSystem()
+    with tempfile.TemporaryDirectory() as folder, Stopwatch() as watch, Checkpoints(files, folder) as checkpoints:
+        loop = Loop(job, checkpoints)
+        loop.run()
     assert loop.state.sequences == ask.rows
     return watch.found(material, loop.state.step) | {"loss": material.held_out_loss(loop.inner.called)}
 

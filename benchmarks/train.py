@@ -63,13 +63,13 @@ def main() -> None:
                 join(tuned, {**shared, "rows_per_step": 4 * ROWS_PER_STEP}, options.repeats)
 
 
-def ask(threads: int, **asked: Any) -> Found:
+def ask(threads_of_process: int, /, **asked: Any) -> Found:
     """What one process found."""
     done = subprocess.run(
         [sys.executable, str(HERE / "sides.py"), json.dumps(asked)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads_of_process), "HF_HUB_OFFLINE": "1"},
     )
     if done.returncode:
         sys.exit(f"{asked} failed:\n{done.stderr}")

@@ -8,7 +8,6 @@ import functools
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +90,6 @@ MODEL = pytest.mark.parametrize("model", MODELS, indirect=True)
 EVERY = pytest.mark.parametrize("method", METHODS)
 EVERY_TUNED = pytest.mark.parametrize("method", TUNED)
 EVERY_ANSWER = pytest.mark.parametrize("method", [*TUNED, "icl"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def model(request: pytest.FixtureRequest) -> Path:
-    return Path(request.getfixturevalue(request.param))
 
 
 @pytest.fixture(scope="module")

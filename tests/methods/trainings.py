@@ -17,6 +17,7 @@ from graft.arrays import score_matrix
 from graft.graph import Context, Graph
 from graft.hashing import digest
 from graft.methods import adapting
+from graft.models import loading
 from graft.spec import Experiment
 from graft.tasks.dataset import Dataset
 from graft.training.loop import Loop
@@ -134,7 +135,8 @@ def frozen_digest(module: torch.nn.Module) -> str:
 
 def network_digest(network: torch.nn.Module) -> str:
     """Of every weight and buffer."""
-    return digest(*(value.numpy() for _, value in sorted(network.state_dict().items())))
+    values = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return digest(*(value.detach().numpy() for _, value in sorted(values.items())))
 
 
 def scores(graph: Any, asked: pa.Table = TEST) -> np.ndarray:
@@ -163,3 +165,35 @@ def greedy(handle: Any, prompt: str, tokens: int) -> str:
         if text[-1] == end:
             break
     return str(handle.tokenizer.decode(text[len(start) :], skip_special_tokens=True))
+
+
+def peft_spec(folder: Path, adapter: Mapping[str, Any], **settings: Any) -> Experiment:
+    """A spec that trains an adapter of PEFT."""
+    return experiment(folder, {"name": "peft", "adapter": adapter}, **{"max_steps": 16, **settings})
+
+
+def pristine(done: Fitted, folder: Path) -> bool:
+    """Whether the shared network is what transformers loads."""
+    return network_digest(done.handle.network) == network_digest(loading.open_network(done.handle.kind, folder))
+
+
+def inputs(done: Fitted, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a network is called with to read these tokens."""
+    read = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return read | ({"decoder_input_ids": ids[:, :4]} if done.handle.kind == "seq2seq" else {})
+
+
+def logits(network: Any, read: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What it answers."""
+    with torch.no_grad():
+        found: torch.Tensor = network(**read).logits
+    return found
+
+
+def experts(folder: Path, place: Path) -> dict[str, str]:
+    """Two trained LORA adapters, by the names that XLORA gives them."""
+    found = {}
+    for seed in range(2):
+        fit(peft_spec(folder, {"peft_type": "LORA", "r": 4}, seed=seed, max_steps=4)).node.save(place / str(seed))
+        found[str(seed)] = str(place / str(seed) / "adapter")
+    return found

@@ -49,11 +49,12 @@ def put_in(model: Any, adapter: Mapping[str, Any], seed: int, weights: Weights |
         SpecError: the adapter's own settings are wrong.
     """
     network = model.frozen_copy()
-    with fresh_streams(int(generator(seed, "adapter").integers(2**31))):
+    drawn = int(generator(seed, "adapter").integers(2**31))
+    with fresh_streams(drawn):
         if "full" in adapter:
             adapted = _all_trained(model, network)
         elif "peft_type" in adapter:
-            adapted = Adapted(*peft_types.insert(model, network, adapter, training=weights is None))
+            adapted = Adapted(*peft_types.insert(model, network, adapter, weights is None, drawn))
         else:
             bottleneck.insert(network, adapter["kind"], adapter["bottleneck"], seed=seed)
             adapted = Adapted(network, network)

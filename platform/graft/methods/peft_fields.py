@@ -30,6 +30,9 @@ REQUIRED = {
 }
 """Fields without which a type is nothing; PEFT says so late, or not at all."""
 
+SEEDS = ("projection_prng_key", "projection_seed", "proj_seed", "random_loc_seed", "random_seed")
+"""Fields that decide what a type draws once and for all; they follow from the training's seed."""
+
 PER_TASK = ("MULTITASK_PROMPT_TUNING", "POLY")
 """Types that are told which task a row belongs to; here there is one."""
 
@@ -126,7 +129,8 @@ def configuration(adapter: Mapping[str, Any], task_type: str, training: bool, **
         adapter: the setting.
         task_type: PEFT's name for the kind of model.
         training: False for inference.
-        derived: fields that follow from the model, where the setting does not give them.
+        derived: fields that follow from the model and the seed, where the type has them and the setting does not
+            give them.
 
     Raises:
         SpecError: the type, a field or a value is wrong.
@@ -135,14 +139,16 @@ def configuration(adapter: Mapping[str, Any], task_type: str, training: bool, **
 
     known = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = kind_of(adapter)
+    offered = suggest(kind, set(known) - set(REFUSED))
     if kind not in known:
-        raise SpecError(f"method.adapter.peft_type: unknown type {adapter['peft_type']!r}; {suggest(kind, known)}")
+        raise SpecError(f"method.adapter.peft_type: unknown type {adapter['peft_type']!r}; {offered}")
     if kind in REFUSED:
-        raise SpecError(f"method.adapter.peft_type: {kind} is not offered: {REFUSED[kind]}; {suggest('', known)}")
+        raise SpecError(f"method.adapter.peft_type: {kind} is not offered: {REFUSED[kind]}; {offered}")
     fields = {field.name for field in dataclasses.fields(known[kind]) if field.init} - set(SET_BY_GRAFT)
     given = {name: value for name, value in adapter.items() if name != "peft_type"}
     _check_fields(kind, given, fields)
-    values = {**_defaults(kind, given), **derived, **given}
+    follow = {name: value for name, value in derived.items() if name in fields}
+    values = {**_defaults(kind, given), **follow, **given}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the model will give

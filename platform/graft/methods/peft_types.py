@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from graft.errors import ModelError
-from graft.methods.peft_fields import CAUSAL_ONLY, PER_TASK, configuration, is_plain, kind_of
+from graft.methods.peft_fields import CAUSAL_ONLY, PER_TASK, SEEDS, configuration, is_plain, kind_of
 
 WRITES_IN_PLACE = ("olora",)
 """Values of `init_lora_weights` that take the adapter's beginning out of the weights themselves."""
@@ -30,8 +30,17 @@ PEFT_REFUSES = (
 """What PEFT raises where an adapter does not suit a network."""
 
 
-def insert(model: Any, network: nn.Module, adapter: Mapping[str, Any], training: bool) -> tuple[nn.Module, nn.Module]:
+def insert(
+    model: Any, network: nn.Module, adapter: Mapping[str, Any], training: bool, seed: int
+) -> tuple[nn.Module, nn.Module]:
     """Put an adapter into a network; gives what is called, and PEFT's own object.
+
+    Args:
+        model: handle of the network's model.
+        network: changed in place.
+        adapter: the setting.
+        training: False for inference.
+        seed: of what the type draws by a seed of its own; the others draw from the process's streams.
 
     Raises:
         ModelError: PEFT cannot put it into this network, or a target module is not there.
@@ -45,7 +54,7 @@ def insert(model: Any, network: nn.Module, adapter: Mapping[str, Any], training:
             f"method.adapter: {kind} cannot be put into {model.source.source}, an encoder-decoder model: "
             f"{CAUSAL_ONLY[kind]}; give another type, or a causal model"
         )
-    config = _configuration_for(model, network, adapter, training)
+    config = _configuration_for(model, network, adapter, training, seed)
     modules = [name for name, part in network.named_modules() if any(True for _ in part.parameters(recurse=False))]
     parameters = [name for name, _ in network.named_parameters()]
     try:
@@ -70,9 +79,9 @@ def insert(model: Any, network: nn.Module, adapter: Mapping[str, Any], training:
     return (adapted.base_model.model if is_plain(adapter) else adapted), adapted
 
 
-def _configuration_for(model: Any, network: Any, adapter: Mapping[str, Any], training: bool) -> Any:
-    """The configuration for a model, with what follows from it."""
-    derived: dict[str, Any] = {}
+def _configuration_for(model: Any, network: Any, adapter: Mapping[str, Any], training: bool, seed: int) -> Any:
+    """The configuration for a model, with what follows from it and from the seed."""
+    derived: dict[str, Any] = dict.fromkeys(SEEDS, seed)
     if adapter.get("prompt_tuning_init") == "TEXT":
         derived["tokenizer_name_or_path"] = model.tokenizer.name_or_path
     if kind_of(adapter) == "XLORA":

@@ -87,8 +87,8 @@ class _Sweep:
     def __init__(self, experiment: Experiment, storage: str | Path, watcher: Watcher, store_limit_bytes: int):
         # Two values of an axis may stand for one experiment; it is carried out and counted once.
         members = expand(experiment)
-        if most := max((member.scaling.workers for member in members), default=1) - 1:
-            raise SpecError(f"scaling.workers: got {most + 1}; a sweep trains each run in one process: give 1")
+        if (most := max(member.scaling.workers for member in members)) > 1:
+            raise SpecError(f"scaling.workers: got {most}; a sweep trains each run in one process: give 1")
         self.plans = {plan.run_id: plan for plan in planning.plans(members)}
         self.files = open_storage(storage)
         self.storage = storage
@@ -122,7 +122,7 @@ class _Sweep:
             SpecError: more CPUs are asked for than the cluster has.
             ClusterError: the nodes do not share the storage.
         """
-        limit = _concurrency(cluster, plans.values(), concurrent)
+        limit = _concurrency(cluster, concurrent)
         check_shared(cluster, self.storage)
         self.status.dashboard = cluster.dashboard
         self.watcher.update(self.status)
@@ -161,10 +161,8 @@ class _Sweep:
         self.watcher.update(self.status)
 
 
-def _concurrency(cluster: Cluster, plans: Iterable[planning.Plan], asked: int | None) -> int:
+def _concurrency(cluster: Cluster, asked: int | None) -> int:
     """How many runs at once; more CPUs than the cluster has are refused."""
-    workers = max(plan.experiment.scaling.workers for plan in plans)
-    cluster.require(workers, f"scaling.workers: {workers}")
     if asked is not None:
         cluster.require(asked, f"--concurrent {asked}")
     return asked or max(1, int(cluster.cpus))

@@ -21,7 +21,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from graft import errors
+from graft import errors, hashing
 from graft.errors import GraftError, StoreError, TrainingError
 from graft.storage import open_storage
 from graft.training.checkpoints import Checkpoint, Checkpoints
@@ -99,7 +99,7 @@ class Supervisor:
         from ray.train.torch import TorchTrainer
 
         team, me = self._team, ray.get_runtime_context().current_actor
-        return TorchTrainer(
+        trainer = TorchTrainer(
             functools.partial(work, team, me),
             train_loop_config=team.settings,
             scaling_config=ScalingConfig(
@@ -121,6 +121,11 @@ class Supervisor:
                 callbacks=[_give_up_with(me)],
             ),
         )
+        if isinstance(team.workers, tuple):
+            # By this id Ray reserves room for an elastic training, for three minutes, whether or not it lives:
+            # measured: under another one the same command waited that long after a kill.
+            object.__setattr__(trainer.train_run_context, "run_id", hashing.digest(team.name, team.folder))
+        return trainer
 
     def begins(self) -> None:
         """The workers are there."""
