@@ -25,7 +25,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from graft import runner
+from graft import planning
 from graft.spec import Experiment
 from graft.training.loop import Loop
 from graft.training.states import Job
@@ -75,7 +75,7 @@ class Case:
                 "scaling": {"device": device},
             }
         )
-        node: Any = runner.plan(experiment).graph.nodes[0]
+        node: Any = planning.plan(experiment).graph.nodes[0]
         return Job(node, experiment.training, random_rows(self.tokens // ROW_TOKENS), strategy=self.strategy)
 
 

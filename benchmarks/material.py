@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from graft import runner
+from graft import planning
 from graft.models.loading import quiet
 from graft.spec import Experiment
 from graft.training.batching import GlobalBatches
@@ -65,6 +65,8 @@ class Ask:
     """Rows that the Trainer puts through the network at once."""
     grouped: bool = False
     """Whether the Trainer groups rows by length."""
+    max_steps: int = -1
+    """Steps after which the Trainer stops; -1 for a whole epoch."""
     strategy: str = "ddp"
     workers: int = 1
     threads: int = 1
@@ -96,8 +98,9 @@ class Material:
     def __init__(self, ask: Ask) -> None:
         """Load the network and encode the rows: neither side's clock runs yet."""
         self.ask = ask
-        planned = runner.plan(ask.experiment())
-        self.node: Any = dataclasses.replace(planned.graph.nodes[0], seed=ask.seed)
+        planned = planning.plan(ask.experiment())
+        node: Any = planned.graph.nodes[0]
+        self.node = dataclasses.replace(node, seed=ask.seed)
         self.encoded = self.node.encode(planned.examples)
         self.rows = _pairs(self.encoded)
         self.held_out = _pairs(self.node.encode(planned.dataset.test))

@@ -76,6 +76,7 @@ def _arguments(ask: Ask, folder: str) -> Any:
         gradient_accumulation_steps=ask.rows_per_step // ask.micro_batch,
         train_sampling_strategy="group_by_length" if ask.grouped else "random",
         num_train_epochs=1,
+        max_steps=ask.max_steps,
         learning_rate=LEARNING_RATES[ask.tuned],
         lr_scheduler_type="cosine",
         warmup_steps=0.1,

@@ -21,6 +21,7 @@ from graft.methods import bottleneck, peft_fields, peft_losses, peft_types
 from graft.models import absolute
 from graft.models.objective import NextTokenLoss
 from graft.seeds import fresh_streams, generator
+from graft.spec import Training
 
 Weights = dict[str, np.ndarray]
 
@@ -70,9 +71,13 @@ def put_in(model: Any, adapter: Mapping[str, Any], seed: int, weights: Weights |
     return adapted
 
 
-def scheduled(adapter: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """A setting with what follows from the number of training steps."""
-    return peft_fields.scheduled(adapter, steps) if "peft_type" in adapter else dict(adapter)
+def suited(adapter: Mapping[str, Any], training: Training) -> dict[str, Any]:
+    """A setting with what follows from the training.
+
+    Raises:
+        SpecError: this training cannot be had with it.
+    """
+    return peft_fields.suited(adapter, training) if "peft_type" in adapter else dict(adapter)
 
 
 def with_loss(adapted: Adapted, adapter: Mapping[str, Any], terms: int) -> NextTokenLoss:

@@ -13,6 +13,7 @@ from typing import Any
 
 from graft.errors import SpecError, suggest
 from graft.hashing import file_sha256
+from graft.spec import Training
 
 SET_BY_GRAFT = ("task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version")
 """Fields of PEFT's configurations that follow from the model."""
@@ -41,6 +42,9 @@ CALLED_WHOLE = (*PER_TASK, "SHADOW", "XLORA")
 
 REFUSED = {"LILY": "its router averages over all tokens of a batch, so that an answer would depend on other rows"}
 """Types that cannot keep what graft promises, and why."""
+
+CACHED = ("CARTRIDGE", "PREFIX_TUNING")
+"""Types whose prompts are keys and values."""
 
 CAUSAL_ONLY = {
     "CPT": "its prompt stands before a decoder's text",
@@ -117,9 +121,19 @@ def kind_of(adapter: Mapping[str, Any]) -> str:
     return str(adapter["peft_type"]).upper()
 
 
-def scheduled(adapter: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """A setting with what follows from the number of training steps."""
-    return {"total_step": steps, **adapter} if kind_of(adapter) == "ADALORA" else dict(adapter)
+def suited(adapter: Mapping[str, Any], training: Training) -> dict[str, Any]:
+    """A setting with what follows from the training.
+
+    Raises:
+        SpecError: this training cannot be had with it.
+    """
+    kind = kind_of(adapter)
+    if kind in CACHED and training.activation_checkpointing:
+        raise SpecError(
+            f"training.activation_checkpointing: {kind} lives in a cache, which is not kept for computing activations "
+            "again; leave it false"
+        )
+    return {"total_step": training.max_steps, **adapter} if kind == "ADALORA" else dict(adapter)
 
 
 def configuration(adapter: Mapping[str, Any], task_type: str, training: bool, **derived: Any) -> Any:

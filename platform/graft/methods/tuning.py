@@ -133,7 +133,7 @@ class Tuned(Answer):
         from graft.methods import adapting
 
         training = context.experiment.training
-        adapter = adapting.scheduled(self.adapter, training.max_steps)
+        adapter = adapting.suited(self.adapter, training)
         node = dataclasses.replace(self, labels=context.labels or (), seed=training.seed, adapter=adapter)
         found = context.train(node, rows, more)
         adapted = adapting.put_in(self.model, adapter, node.seed)
