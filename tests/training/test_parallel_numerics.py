@@ -68,9 +68,6 @@ CASES = {
 INTERRUPTED = {f"{name}-from-two": dataclasses.replace(KINDS[name], begun_by=2) for name in ("full-ddp", "lora-fsdp")}
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
-
-
 class Stop(Exception):
     """Ends a training in the middle, in all its processes alike."""
 

@@ -45,7 +45,12 @@ class Parallel:
         ids = [self.device.index] if self.device.type == "cuda" else None
         # The copies are equal: built from one seed, then given the first process's trained weights.
         self._wrapped = nn.parallel.DistributedDataParallel(
-            module, device_ids=ids, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+            module,
+            device_ids=ids,
+            forward_sync_buffers=False,
+            init_sync=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=True,  # such as an expert that no token of the batch has chosen
         )
         return self._wrapped
 
