@@ -36,6 +36,7 @@ VARIANTS: dict[str, Any] = {
     "all-linear": lambda name: {"target_modules": "all-linear"},
     "bias": lambda name: {"bias": "all"},
     "dora": lambda name: {"use_dora": True},
+    "dropout": lambda name: {"lora_dropout": 0.5},
     "embeddings": lambda name: {"target_modules": [*LINEAR[name], EMBEDDINGS[name]]},
     "gaussian": lambda name: {"init_lora_weights": "gaussian"},
     "head": lambda name: {"target_modules": [*LINEAR[name], "lm_head"]},

@@ -93,7 +93,8 @@ class Fitted:
     def begun(self) -> Any:
         """The node with what training began with."""
         start = adapting.put_in(self.handle, self.node.adapter, self.node.seed)
-        return dataclasses.replace(self.node, weights=adapting.taken_out(start, self.node.adapter, {}))
+        own = {name: value.detach().numpy() for name, value in start.module.named_parameters() if value.requires_grad}
+        return dataclasses.replace(self.node, weights=adapting.taken_out(start, self.node.adapter, own))
 
     def graph_with(self, node: Any) -> Graph:
         """The fitted graph with another last node."""

@@ -1,8 +1,8 @@
 """What a spec may say of a PEFT adapter: PEFT's own fields, checked before any work starts.
 
-All types of PEFT are there. What an adapter needs beside its fields follows from the model and the training; what
-would break a promise, or needs a training that the one loop does not know, is refused with its reason (`REFUSED`,
-`CAUSAL_ONLY`, `NOT_OFFERED`).
+All types of PEFT are there but LILY, whose answers depend on the rest of the batch. What an adapter needs beside its
+fields follows from the model and the training; what would break a promise, or needs a training that the one loop does
+not know, is refused with its reason (`REFUSED`, `CAUSAL_ONLY`, `NOT_OFFERED`).
 """
 
 import dataclasses
