@@ -188,7 +188,8 @@ class Loop:
         self.module.train()
         self.state.tokens += int(lengths.sum())
         self.state.sequences += len(lengths) * len(self.job.node.terms)
-        weights = torch.tensor(self.job.node.terms, dtype=torch.float64) / np.maximum(targets.sum(0), 1)
+        counts = torch.from_numpy(np.maximum(targets.sum(0), 1))
+        weights = torch.tensor(self.job.node.terms, dtype=torch.float64) / counts
         return float((self.parallel.summed(sums) * weights).sum())
 
     def _stopped_early(self) -> bool:
@@ -298,7 +299,7 @@ def _checkpoint_activations(module: nn.Module) -> None:
     able = [part for part in module.modules() if getattr(part, "supports_gradient_checkpointing", False)]
     if not able:
         raise ModelError("training.activation_checkpointing: this model cannot do it; leave it false")
-    able[0].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    able[0].activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
