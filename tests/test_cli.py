@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, exit codes, one-line errors."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -55,6 +56,24 @@ def test_help_is_quick_and_enough(tmp_path: Path) -> None:
         assert graft(command, "--help", cwd=tmp_path).returncode == 0
     # Processor time, not the clock: it stands for what --help imports.
     assert user_seconds < 0.5
+
+
+def test_the_process_ends_without_being_unloaded_and_keeps_its_exit_code(tmp_path: Path) -> None:
+    # Threads of libraries abort a process that is being unloaded: that is what made finished runs end with code 134.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Module:\n"
+        "    def __del__(self): print('unloaded', file=sys.__stderr__)\n"
+        "sys.modules['held'] = Module()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    plain = subprocess.run([sys.executable, "-c", ""], env=environment, capture_output=True, text=True, check=True)
+    assert "unloaded" in plain.stderr
+    for words, code in ((["--help"], 0), (["ls", "--no-such-option"], 2), (["run", "missing.yaml"], 2)):
+        answer = subprocess.run([*GRAFT, *words], env=environment, capture_output=True, text=True, check=False)
+        assert answer.returncode == code, answer.stderr
+        assert "unloaded" not in answer.stderr
+        assert answer.stdout or answer.stderr  # nothing that was printed is lost
 
 
 def test_run_report_predict_ls_show_from_an_empty_folder(desk: Path) -> None:

@@ -1,6 +1,9 @@
 """The command line: `graft COMMAND`. Exit codes: 0 done, 1 a run failed, 2 the input is wrong."""
 
+import atexit
+import contextlib
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -263,14 +266,34 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     logging.basicConfig(handlers=[handler], format="%(levelname)s: %(message)s")
+    status = 1
+    # First registered, last called: what other modules do at exit is done by then.
+    atexit.register(lambda: _leave(status))
     try:
         app()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
     except GraftError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        status = error.exit_code
+        sys.exit(status)
     except BrokenPipeError:
-        sys.exit(0)
+        status = 0
+        sys.exit(status)
+
+
+def _leave(status: int) -> None:
+    """End the process without unloading it.
+
+    A thread of pyarrow that asks for the interpreter while that is being unloaded is killed inside C++, which aborts
+    the process: work that is done and written would then end with the code of a crash.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
