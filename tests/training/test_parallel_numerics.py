@@ -16,6 +16,7 @@ import torch.distributed as dist
 from pyarrow import fs
 from safetensors.numpy import load_file, save_file
 
+from graft.errors import ModelError
 from graft.spec import Training
 from graft.training.checkpoints import Checkpoints
 from graft.training.loop import Loop
@@ -38,6 +39,8 @@ class Case:
     lora: bool = False
     strategy: str = "ddp"
     poisoned: int | None = None
+    judged: bool = False
+    """Whether the module changes whole weights between steps, as ADALORA does."""
     settings: tuple[tuple[str, Any], ...] = ()
     begun_by: int | None = None
     """Processes that train up to `STOPPED_AT`, before those that end it."""
@@ -50,7 +53,8 @@ class Case:
         return tuple((name, value) for name, value in self.settings if name != "tokens_per_device")
 
     def job(self, model: Path) -> Job:
-        node = Reciter(str(model), lora=self.lora, poison=None if self.poisoned is None else 399)
+        kind = Judge if self.judged else Reciter
+        node = kind(str(model), lora=self.lora, poison=None if self.poisoned is None else 399)
         training = Training(**{**DEFAULTS, "checkpoint_seconds": 0, **dict(self.settings)})
         return Job(node, training, node.encode(rows(60, self.poisoned)), strategy=self.strategy)
 
@@ -65,7 +69,18 @@ CASES = {
     **{f"poisoned-{how}": Case(True, how, poisoned=7, settings=(SHORT,)) for how in ("ddp", "fsdp")},
     **{f"{name}-from-one": dataclasses.replace(KINDS[name], begun_by=1) for name in ("full-fsdp", "lora-ddp")},
 }
+UNSHARDABLE = {
+    "adafactor": Case(strategy="fsdp", settings=(("optimizer", "adafactor"),)),
+    "judged": Case(strategy="fsdp", judged=True),
+}
 INTERRUPTED = {f"{name}-from-two": dataclasses.replace(KINDS[name], begun_by=2) for name in ("full-ddp", "lora-fsdp")}
+
+
+class Judge(Reciter):
+    def build(self) -> torch.nn.Module:
+        module = super().build()
+        module.after_step = lambda step: None
+        return module
 
 
 class Stop(Exception):
@@ -103,6 +118,10 @@ def program(model: Path, folder: Path, rank: int) -> None:
             save_file(trained.weights, folder / f"{name}.safetensors")
     for name, case in INTERRUPTED.items():
         begin(case, model, folder / name)
+    for name, case in UNSHARDABLE.items():
+        with pytest.raises(ModelError) as refused:
+            train(case, model, folder / name)
+        found[name] = {"refused": str(refused.value)}
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
@@ -217,6 +236,14 @@ def test_a_loss_that_is_no_number_is_met_alike(strategy: str, folder: Path) -> N
     assert all("nan" in event["reason"] for event in events)
     assert events[0]["back_to"] == events[0]["step"] // 5 * 5
     assert events[0]["skipped"] == events[0]["position"] + 1 - events[0]["back_to"]
+
+
+@pytest.mark.parametrize(("name", "words"), [("adafactor", "training.optimizer"), ("judged", "whole weights")])
+def test_what_cannot_be_sharded_is_refused(name: str, words: str, folder: Path) -> None:
+    for rank in (0, 1):
+        refused = json.loads((folder / f"{rank}.json").read_text())[name]["refused"]
+        assert words in refused
+        assert "ddp" in refused
 
 
 def test_some_batches_had_no_row_for_a_process(tiny_llama: Path) -> None:

@@ -285,6 +285,9 @@ class Loop:
             return
         if self.training.optimizer == "adafactor":
             raise ModelError("training.optimizer: adafactor's state cannot be sharded; use adamw, or strategy ddp")
+        if hasattr(self.inner, "after_step"):
+            what = f"{self.job.node.describe()}: it judges whole weights between steps"
+            raise ModelError(f"scaling.strategy: fsdp shards weights, which this cannot be ({what}); use ddp")
 
 
 def _trained(node: Trains, module: nn.Module) -> list[tuple[str, nn.Parameter]]:
