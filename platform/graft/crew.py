@@ -14,8 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from graft import errors
-from graft.errors import ClusterError, GraftError, ModelError
+from graft.errors import ClusterError, GraftError, ModelError, to_words
 from graft.execution import computed
 from graft.graph import Node
 from graft.store import ColumnStore
@@ -107,9 +106,7 @@ class Worker:
             count.update(self._compute(block))
         except Exception as error:
             log.warning("%s failed", self._work.about, exc_info=True)
-            known = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-            count["error"] = next(known, type(error)).__name__
-            count["failure"] = str(error)
+            count["error"], count["failure"] = to_words(error)
         return pa.Table.from_pylist([count], schema=COUNTS)
 
     def _begin(self, block: pa.Table) -> None:

@@ -72,3 +72,15 @@ def suggest(wrong: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(wrong, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(names)}" if names else "nothing is known here"
+
+
+def to_words(error: BaseException) -> tuple[str, str]:
+    """An error as data, for another process: the name of its class, of graft's own nearest one, and its text."""
+    known = (kind for kind in type(error).__mro__ if kind.__module__ == __name__)
+    return next(known, type(error)).__name__, str(error)
+
+
+def from_words(name: str, text: str) -> GraftError | None:
+    """The error that `to_words` took apart; None where it was none of graft's."""
+    kind = globals().get(name)
+    return kind(text) if isinstance(kind, type) and issubclass(kind, GraftError) else None

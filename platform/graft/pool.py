@@ -20,10 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from graft import errors
 from graft.cluster import Cluster, check_shared, connect
 from graft.crew import KEY, Crew, Work, distinct_handles
-from graft.errors import ClusterError
+from graft.errors import ClusterError, from_words
 from graft.execution import Progress
 from graft.graph import Node
 from graft.store import ColumnStore
@@ -136,9 +135,8 @@ def _raise(count: dict[str, Any], about: str) -> None:
     """What went wrong in a worker: an error of graft as what it was there."""
     if count["error"] is None:
         return
-    kind = getattr(errors, count["error"], None)
-    if kind is not None:
-        raise kind(count["failure"])
+    if known := from_words(count["error"], count["failure"]):
+        raise known
     raise ClusterError(f"{about}: a process of the pool failed: {count['error']}: {count['failure']}")
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from pyarrow import fs
 
-from graft import errors, hashing
-from graft.errors import GraftError, StoreError, TrainingError
+from graft import hashing
+from graft.errors import GraftError, StoreError, TrainingError, to_words
 from graft.storage import open_storage
 from graft.training.checkpoints import Checkpoint, Checkpoints
 from graft.training.loop import Loop
@@ -228,8 +228,7 @@ def work(team: Team, supervisor: Any, settings: dict[str, Any]) -> None:
         if trained is not None:
             write_trained(files, team.folder, trained)
     except GraftError as error:
-        known = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-        ray.get(supervisor.fails.remote(known.__name__, str(error)))
+        ray.get(supervisor.fails.remote(*to_words(error)))
         raise
 
 

@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from graft import errors
 from graft.cluster import Cluster, check_shared, connect
-from graft.errors import ClusterError, SpecError, StoreError
+from graft.errors import ClusterError, SpecError, StoreError, TrainingError, from_words
 from graft.execution import Progress
 from graft.models.loading import resolve_device
 from graft.spec import Scaling
@@ -153,8 +152,7 @@ def _supervised(team: Team, cluster: Cluster, progress: Progress) -> None:
     finally:
         ray.kill(supervisor)  # with it goes all that it has started
     if failure is not None:
-        kind, text = failure
-        raise getattr(errors, kind)(text)
+        raise from_words(*failure) or TrainingError(failure[1])
 
 
 @contextlib.contextmanager
