@@ -248,7 +248,7 @@ def test_what_cannot_be_sharded_is_refused(name: str, words: str, folder: Path) 
 
 def test_some_batches_had_no_row_for_a_process(tiny_llama: Path) -> None:
     loop = Loop(CASES["lone-ddp"].job(tiny_llama))
-    assert min(len(loop.batches.rows(position)) for position in range(10)) == 1
+    assert min(len(loop.order.rows(position)) for position in range(10)) == 1
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from graft.training.checkpoints import Checkpoints
 from graft.training.loop import Loop
 from graft.training.states import Job, Trained
 
-__all__ = ["Job", "Together", "Trained", "train"]
+__all__ = ["Job", "Together", "Trained", "carry_out", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,25 @@ def train(
         TrainingError: training diverges, or its workers are lost.
     """
     job = prepare(node, rows, more, experiment)
+    if experiment.scaling.workers > 1 and together is None:
+        raise DataError(
+            f"scaling.workers: got {experiment.scaling.workers}; a sweep trains each run in one process: give 1"
+        )
+    return carry_out(job, files, folder, progress, together if experiment.scaling.workers > 1 else None)
+
+
+def carry_out(
+    job: Job, files: fs.FileSystem, folder: str, progress: Progress, together: Together | None = None
+) -> Trained:
+    """A training from its last checkpoint to its end, in this process where nobody trains it `together`.
+
+    Raises:
+        TrainingError: it diverges, or its workers are lost.
+    """
     own = f"{folder}/checkpoints/{identity(job)}"
-    if experiment.scaling.workers > 1:
-        if together is None:
-            raise DataError(
-                f"scaling.workers: got {experiment.scaling.workers}; a sweep trains each run in one process: give 1"
-            )
+    if together is not None:
         return together(job, own, progress)
-    what = f"train {node.describe()}"
+    what = f"train {job.node.describe()}"
     with Checkpoints(files, own) as checkpoints:
         trained = Loop(job, checkpoints, lambda done, total: progress(what, done, total)).run()
     assert trained is not None  # one process is the first one
@@ -82,5 +93,9 @@ def prepare(node: Trains, rows: pa.Table, more: pa.Table | None, experiment: Exp
 def identity(job: Job) -> str:
     """What would make the same weights: a checkpoint of another training is never taken up."""
     settings = job.training.model_dump(exclude={"checkpoint_seconds"})
-    encoded = [table["length"].to_pylist() for table in (job.encoded, job.held_out) if table is not None]
+    encoded = [
+        rows["length"].to_pylist() if isinstance(rows, pa.Table) else rows.fingerprint()
+        for rows in (job.encoded, job.held_out)
+        if rows is not None
+    ]
     return hashing.digest(job.node.fingerprint(), job.node.terms, settings, encoded)[:12]

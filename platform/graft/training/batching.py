@@ -7,8 +7,10 @@ would have seen. Rows of a batch are of similar length: little of a batch is pad
 """
 
 import functools
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from graft.models.batching import batches
@@ -20,6 +22,18 @@ WINDOW_BATCHES = 64
 """Batches whose rows are sorted together: more saves padding, fewer mixes lengths better over time."""
 RAMP = (8, 4, 2)
 """Shares of a whole batch, as divisors, in the stages of a ramp."""
+
+
+class Drawn(Protocol):
+    """Rows that are made when they are needed, instead of read from a table."""
+
+    def batch(self, position: int) -> pa.Table:
+        """The encoded rows of one global batch, longest first: a function of the position alone."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Identity by content."""
+        ...
 
 
 class GlobalBatches:

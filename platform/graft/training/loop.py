@@ -10,6 +10,7 @@ killed goes on from its checkpoint to the same weights.
 
 import copy
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -66,11 +67,6 @@ class Loop:
         self.parameters = dict(_trained(job.node, self.inner))
         self.optimizer = make_optimizer(self.parameters.values(), self.training)
         self.weights = Weights(self.inner, self.parameters, self.optimizer)
-        self.lengths = np.asarray(job.encoded["length"], np.int64)
-        self.targets = _matrix(job.encoded["targets"])
-        self.batches = GlobalBatches(
-            self.lengths, self.training.tokens_per_batch, self.training.seed, self.training.batch_ramp_steps
-        )
         self.terms = torch.tensor(job.node.terms, dtype=torch.float32, device=self.device)
         self.state = State()
         self.best: dict[str, Tensor] = {}
@@ -86,13 +82,13 @@ class Loop:
         """
         self.logged = (time.monotonic(), self.state.step, self.state.tokens)
         while self.state.step < self.training.max_steps and not self._stopped_early():
-            rows = self.batches.rows(self.state.position)
-            loss, norm = self._gradients(rows)
+            batch = self._batch(self.state.position)
+            loss, norm = self._gradients(batch)
             if reason := self.state.guard.verdict(loss, norm):
                 self._go_back(reason)
                 continue
             rate = self._move(norm)
-            self._note(rows, loss, norm, rate)
+            self._note(batch, loss, norm, rate)
             if self.training.validate_every_steps and (
                 self.state.step % self.training.validate_every_steps == 0 or self.state.step == self.training.max_steps
             ):
@@ -104,11 +100,25 @@ class Loop:
             self._log(loss, rate)
         return self._result()
 
-    def _gradients(self, rows: Rows) -> tuple[float, float]:
+    def _batch(self, position: int) -> pa.Table:
+        """The rows of a global batch, longest first."""
+        encoded = self.job.encoded
+        if not isinstance(encoded, pa.Table):
+            return encoded.batch(position)
+        return encoded.take(pa.array(self.order.rows(position)))
+
+    @functools.cached_property
+    def order(self) -> GlobalBatches:
+        """Which rows of the table make up which batch."""
+        training, lengths = self.training, _lengths(self.job.encoded)
+        return GlobalBatches(lengths, training.tokens_per_batch, training.seed, training.batch_ramp_steps)
+
+    def _gradients(self, batch: pa.Table) -> tuple[float, float]:
         """Loss of a global batch (per target token) and norm of its gradient, which is left in the parameters."""
         parallel, training = self.parallel, self.training
-        shares = micro_batches(self.lengths, rows, parallel.world, training.tokens_per_device)[parallel.rank]
-        weights = self.terms / torch.from_numpy(np.maximum(self.targets[rows].sum(0), 1)).to(self.terms)
+        rows = np.arange(batch.num_rows)
+        shares = micro_batches(_lengths(batch), rows, parallel.world, training.tokens_per_device)[parallel.rank]
+        weights = self.terms / torch.from_numpy(np.maximum(_matrix(batch["targets"]).sum(0), 1)).to(self.terms)
         self.optimizer.zero_grad(set_to_none=True)
         seed = generator(training.seed, f"step-{self.state.position}-{parallel.rank}").integers(2**63 - 1)
         torch.manual_seed(int(seed))
@@ -116,7 +126,7 @@ class Loop:
         for place, own in enumerate(shares):
             with parallel.accumulating(more=place + 1 < len(shares)):
                 # A process without rows computes some others', for nothing: gradients are a joint affair.
-                sums = self._forward(self.job.encoded, own if len(own) else rows[-1:])
+                sums = self._forward(batch, own if len(own) else rows[-1:])
                 loss = (sums * weights).sum()
                 # The processes' gradients are averaged; the loss is already one of the global batch.
                 (loss * (parallel.world if len(own) else 0)).backward()
@@ -151,12 +161,12 @@ class Loop:
             self.inner.after_step(self.state.step)
         return rate
 
-    def _note(self, rows: Rows, loss: float, norm: float, rate: float) -> None:
+    def _note(self, batch: pa.Table, loss: float, norm: float, rate: float) -> None:
         """Count a step that was taken."""
         state = self.state
         state.guard = state.guard.after(loss)
-        state.tokens += int(self.lengths[rows].sum())
-        state.sequences += len(rows) * len(self.job.node.terms)
+        state.tokens += int(_lengths(batch).sum())
+        state.sequences += batch.num_rows * len(self.job.node.terms)
         if state.step % math.ceil(self.training.max_steps / CURVE_POINTS) == 0:
             state.curve.append({"step": state.step, "loss": loss, "learning_rate": rate, "gradient_norm": norm})
         state.step += 1
@@ -175,7 +185,7 @@ class Loop:
         """Loss of the held-out rows, its terms weighted and normalised as in training."""
         held_out = self.job.held_out
         assert held_out is not None
-        lengths, targets = np.asarray(held_out["length"], np.int64), _matrix(held_out["targets"])
+        lengths, targets = _lengths(held_out), _matrix(held_out["targets"])
         rows = np.argsort(-lengths, kind="stable")
         limit = max(1, self.training.tokens_per_batch // self.parallel.world)
         limit = min(limit, self.training.tokens_per_device or limit)
@@ -303,6 +313,11 @@ def _checkpoint_activations(module: nn.Module) -> None:
     if not able:
         raise ModelError("training.activation_checkpointing: this model cannot do it; leave it false")
     able[0].activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _lengths(encoded: pa.Table) -> Rows:
+    """Positions that each row takes, int64 [N]."""
+    return np.asarray(encoded["length"], np.int64)
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:

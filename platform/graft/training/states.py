@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from graft.graph import Trains
 from graft.spec import Training
+from graft.training.batching import Drawn
 from graft.training.guard import Guard
 from graft.training.parallel import Parallel
 
@@ -21,8 +22,8 @@ class Job:
 
     node: Trains
     training: Training
-    encoded: pa.Table
-    """Rows to learn from, as `node.encode` gives them."""
+    encoded: pa.Table | Drawn
+    """Rows to learn from, as `node.encode` gives them, or what draws them."""
     held_out: pa.Table | None = None
     """Rows to validate on."""
     strategy: str = "ddp"
