@@ -1,32 +1,21 @@
 """What a user may write: one `Experiment` for a run, a sweep, evaluation and serving.
 
-Every section is frozen and refuses unknown keys. The sections `task` and `method` belong to their families:
+The sections `task` and `method` belong to their families:
 `TASKS` and `METHODS` map a name to `"module:Class"`, and that class is the section. Nothing here imports
 torch, transformers or ray, nor does validating a spec.
 """
 
 import functools
 import importlib
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from graft.errors import SpecError, suggest
-from graft.specfile import override, read_yaml
+from graft.sections import Document, Section
 
 if TYPE_CHECKING:
     from graft.graph import Graph
@@ -35,25 +24,6 @@ if TYPE_CHECKING:
 
 ROLES = ("encoder", "base", "anchor", "augmenting", "teacher", "student")
 """What a model may be to a method; `models:` maps these to sources."""
-
-
-class Section(BaseModel):
-    """A part of a spec: typed, frozen, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            for key in values:
-                if key not in cls.model_fields:
-                    raise PydanticCustomError(
-                        "unknown_key",
-                        "unknown key '{key}'; {cure}",
-                        {"key": str(key), "cure": suggest(str(key), cls.model_fields)},
-                    )
-        return values
 
 
 class ModelSource(Section):
@@ -296,11 +266,9 @@ def _models(value: Any) -> Any:
     return value
 
 
-class Experiment(Section):
+class Experiment(Document):
     """One question put to one method with one amount of data, and optionally the sweep around it."""
 
-    name: str
-    """Slug of the run: lower-case letters, digits, dot, dash and underscore; it begins every run_id."""
     models: Annotated[dict[str, ModelSource], BeforeValidator(_models)] = Field(default_factory=dict)
     """Role to model; each method says which roles it needs."""
     task: AnyTask
@@ -315,13 +283,6 @@ class Experiment(Section):
     """Where the work runs."""
     sweep: Sweep | None = None
     """Many experiments from this one; null for a single run."""
-
-    @field_validator("name")
-    @classmethod
-    def _a_slug(cls, value: str) -> str:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value):
-            raise ValueError("give a slug of at most 64 lower-case letters, digits, dots, dashes and underscores")
-        return value
 
     @model_validator(mode="after")
     def _method_has_its_models(self) -> Self:
@@ -341,35 +302,6 @@ class Experiment(Section):
                 )
         return self
 
-    @classmethod
-    def from_yaml(cls, path: str | Path, *overrides: str) -> Self:
-        """Read a spec and apply `key.path=value` words.
-
-        Raises:
-            SpecError: the file cannot be read, is not YAML, or is not a valid spec; one line per fault.
-        """
-        return cls.from_mapping(override(read_yaml(path), overrides), origin=str(path))
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], origin: str = "spec") -> Self:
-        """Validate a plain mapping.
-
-        Raises:
-            SpecError: one line per fault, each with its full path.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SpecError("\n".join(_describe(origin, fault) for fault in error.errors())) from error
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The whole spec with every default written out, as plain JSON values."""
-        return self.model_dump(mode="json")
-
-    def to_yaml(self) -> str:
-        """The whole spec as YAML, in the order of the fields."""
-        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
-
     def resolved(self) -> Self:
         """The single experiment that is carried out, with only the models that its method reads.
 
@@ -387,15 +319,3 @@ class Experiment(Section):
         from graft import runner
 
         return runner.run(self, storage)
-
-
-def _describe(origin: str, fault: Mapping[str, Any]) -> str:
-    path = ".".join(str(part) for part in fault["loc"])
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] in ("unknown_key", "unknown_name", "no_name", "no_model", "no_method", "unknown_role"):
-        got = ""
-    elif fault["type"] == "missing":
-        got, message = "", "is missing"
-    else:
-        got = "" if isinstance(fault["input"], Mapping) else f"; got {fault['input']!r}"
-    return f"{origin}: {path + ': ' if path else ''}{message}{got}"

@@ -20,8 +20,9 @@ from graft.errors import DataError, SpecError
 from graft.graph import Context, Graph
 from graft.hashing import row_keys
 from graft.methods.tuning import AnyAdapter, Pair, Tuned, Tuning, mapping_of
+from graft.sections import Section
 from graft.seeds import generator
-from graft.spec import AnyTask, Section, Task, section_class
+from graft.spec import AnyTask, Task, section_class
 from graft.tasks.templates import Template, render, template_for
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from pydantic import BeforeValidator, Field
 from graft.errors import ModelError
 from graft.graph import Context, Graph, Models
 from graft.methods.answering import Answer, asking
-from graft.spec import Method, Section, Task
+from graft.sections import Section
+from graft.spec import Method, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
