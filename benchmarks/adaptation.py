@@ -38,6 +38,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "bottleneck, serial": {"name": "adapter", "adapter": {"kind": "serial", "bottleneck": 16}},
     "bottleneck, parallel": {"name": "adapter", "adapter": {"kind": "parallel", "bottleneck": 16}},
 }
+SHORT = 80
+"""So many tokens of a message are shown where five of them must fit the context of 512."""
 UNTUNED = {
     "darwin": {"as it is": {"name": "icl", "num_shots": 0}},
     "sms": {
@@ -45,7 +47,7 @@ UNTUNED = {
         "probe (logistic)": {"name": "probe", "classifier": "logistic"},
         "probe (knn)": {"name": "probe", "classifier": "knn"},
         "as it is": {"name": "icl", "num_shots": 0},
-        "4 demonstrations, calibrated": {"name": "icl", "num_shots": 4, "calibrate": True},
+        f"4 demonstrations, calibrated; texts of {SHORT} tokens": {"name": "icl", "num_shots": 4, "calibrate": True},
     },
 }
 METRICS = {"darwin": ("perplexity",), "sms": ("accuracy", "balanced_accuracy", "log_loss")}
@@ -64,7 +66,7 @@ def main() -> None:
     tables = [task_table(task, given) for task in ("darwin", "sms")]
     head = (__doc__ or "").strip().partition("\n\n")
     page = ["# Adapting a small language model", head[0], *head[2].partition("\n\n")[2].split("\n\n"), *tables]
-    page.append(f"Means and 95 % intervals (t) over the seeds. Made by `python benchmarks/adaptation.py` on {machine()}.")
+    page.append(f"Means and 95 % intervals (t) over seeds. Made by `python benchmarks/adaptation.py` on {machine()}.")
     given.out.write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
 
@@ -100,6 +102,7 @@ def run(
 ) -> Result:
     """One run, or its result where it was done before."""
     role = "encoder" if method["name"] == "probe" else "base"
+    section = {**section, "max_tokens": SHORT} if method.get("num_shots") else section
     values = {
         "name": f"{task}-{method['name']}",
         "models": {role: {"source": str(given.model)}},

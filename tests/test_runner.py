@@ -302,3 +302,61 @@ def test_a_changed_model_is_noticed_when_a_run_is_loaded(logistic: Experiment, t
 def test_an_unknown_run_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(GraftError, match="graft ls"):
         runs.load("nothing", tmp_path)
+
+
+def tuned(path: Path, base: Path, **training: Any) -> Experiment:
+    values = {
+        "name": "tuned",
+        "models": {"base": {"source": str(base)}},
+        "task": {"name": "file", "path": str(path), "text": "text", "target": "topic"},
+        "regime": {"examples": 12},
+        "method": {"name": "full", "max_new_tokens": 3},
+        "training": {
+            "max_steps": 12,
+            "tokens_per_batch": 200,
+            "checkpoint_steps": 2,
+            "checkpoint_seconds": 0,
+            **training,
+        },
+    }
+    return Experiment.from_mapping(values)
+
+
+@pytest.mark.parametrize("column", ["text", "topic"])
+def test_a_test_row_that_does_not_fit_is_found_before_training(column: str, tiny_llama: Path, tmp_path: Path) -> None:
+    row = {"text": "rain again", "topic": "weather", column: "snow " * 200}
+    (tmp_path / "test.csv").write_text(f"text,topic\n{row['text']},{row['topic']}\n")
+    spec = tuned(write_csv(tmp_path / "rows.csv"), tiny_llama)
+    places = {"path": None, "train": str(tmp_path / "rows.csv"), "test": str(tmp_path / "test.csv")}
+    spec = Experiment.from_mapping({**spec.to_mapping(), "task": {**spec.task.model_dump(), **places}})
+    begun: list[str] = []
+    with pytest.raises(ModelError, match="tokens too long; the context"):
+        runner.run(spec, tmp_path / "out", progress=lambda what, *_: begun.append(what))
+    assert not begun
+    assert list((tmp_path / "out").glob("runs/*")) == []
+
+
+def test_what_fails_after_training_leaves_what_was_trained(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tuned(write_csv(tmp_path / "rows.csv"), tiny_llama)
+
+    def fails(*_: Any) -> Any:
+        raise GraftError("the answers are wrong")
+
+    monkeypatch.setattr(runner, "evaluate", fails)
+    with pytest.raises(GraftError, match="the answers are wrong"):
+        spec.run(tmp_path / "out")
+    monkeypatch.undo()
+    [folder] = (tmp_path / "out" / "runs").iterdir()
+    assert list(folder.glob("checkpoints/*/last-*"))
+    result = spec.run(tmp_path / "out")
+    curve = parquet.read_table(folder / "training.parquet")
+    assert "taken up" in curve["event"].drop_null()[0].as_py()
+    assert set(curve["node"].to_pylist()) == {f"tuned({tiny_llama}, full)"}
+    assert not (folder / "checkpoints").exists()
+    # A process killed between its last two deeds leaves them; reading the run clears that up.
+    (folder / "checkpoints").mkdir()
+    spec.run(tmp_path / "out")
+    assert not (folder / "checkpoints").exists()
+    assert result.metrics["seconds"][0].as_py() > 0

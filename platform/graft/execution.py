@@ -126,6 +126,6 @@ def class_path(cls: type) -> str:
 def peak_memory_bytes() -> int:
     """The largest resident size this process has had, or on a GPU the largest allocation."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if torch is not None and torch.cuda.is_available() and (allocated := int(torch.cuda.max_memory_allocated())):
+        return allocated
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -49,8 +49,9 @@ class Trains(Protocol):
     def encode(self, rows: pa.Table) -> pa.Table:
         """Rows as tokens: the one place where that happens, once per training.
 
-        Gives `length` (int32, positions that a row takes), `targets` (list of K int32, target tokens of each term),
-        and whatever columns `collate` reads; row for row.
+        Gives `length` (int32, positions that a row takes in a batch), `targets` (list of K int32, target tokens of
+        each term), `tokens` (int32) where padding inside the row makes those fewer than `length`, and whatever
+        columns `collate` reads; row for row.
         """
         ...
 

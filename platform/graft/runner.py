@@ -7,8 +7,8 @@ from there.
 """
 
 import contextlib
+import dataclasses
 import functools
-import json
 import logging
 import os
 import shutil
@@ -35,27 +35,14 @@ from graft.pool import RayPool
 from graft.results.records import Record, Result, environment, git_commit, metric_table, write_table
 from graft.seeds import fresh_streams
 from graft.spec import Experiment
-from graft.storage import exists, local_root, open_storage, write_atomic, writing
+from graft.storage import exists, local_root, open_storage, read_bytes, write_atomic, writing
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
 from graft.tasks import metrics
 
 if TYPE_CHECKING:
     from graft.training import Job, Together, Trained
-    from graft.training.states import State
 
 log = logging.getLogger(__name__)
-
-CURVE = pa.schema(
-    [
-        ("step", pa.int64()),  # counted from 0
-        ("loss", pa.float64()),  # of the global batch, in nats per target token, before the step
-        ("learning_rate", pa.float64()),
-        ("gradient_norm", pa.float64()),  # before clipping
-        ("validation_loss", pa.float64()),  # after the step
-        ("event", pa.string()),  # JSON: a rollback, or a checkpoint taken up
-    ]
-)
-"""The columns of `training.parquet`."""
 
 
 def run(
@@ -104,6 +91,7 @@ def carry_out(
     """Fit, evaluate and write one planned experiment; a done one is only read."""
     folder = f"runs/{planned.run_id}"
     if runs.is_done(files, folder):
+        _forget_checkpoints(files, folder)  # of a process that was killed before it could
         try:
             return runs.read_result(files, folder)
         except StoreError as error:
@@ -114,8 +102,8 @@ def carry_out(
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
         began = time.perf_counter()
         before = costs(planned.models, store)
-        trainings: list[State] = []
-        train = functools.partial(_train, planned.experiment, files, folder, progress, together, trainings)
+        _check_answers(planned)
+        train = _Train(planned.experiment, files, folder, progress, together)
         context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train)
         graph = planned.graph.fit(planned.examples, context)
         test = planned.dataset.test
@@ -124,12 +112,13 @@ def carry_out(
             if column in test.column_names:
                 answers = answers.append_column(column, test[column])
         answers = with_target_probabilities(answers, graph.nodes[-1], planned.dataset.labels)
+        spent = _difference(costs(planned.models, store), before)
         record = _record(
-            planned, graph, _difference(costs(planned.models, store), before), answers, time.perf_counter() - began
+            planned, graph, spent, answers, time.perf_counter() - began + train.earlier_seconds, train.peak
         )
         table = metric_table(record, evaluate(answers, planned.dataset.labels), answers.num_rows)
-        for state in trainings:
-            write_table(files, f"{folder}/training.parquet", curve(state))
+        if train.curves:
+            write_table(files, f"{folder}/training.parquet", pa.concat_tables(train.curves))
         _save_graph(graph, files, f"{folder}/graph")
         write_table(files, f"{folder}/predictions.parquet", predictions(answers, planned.dataset.inputs))
         log.info(
@@ -142,25 +131,52 @@ def carry_out(
     return runs.read_result(files, folder)
 
 
-def _train(
-    experiment: Experiment,
-    files: fs.SubTreeFileSystem,
-    folder: str,
-    progress: Progress,
-    together: "Together | None",
-    trainings: "list[State]",
-    node: Trains,
-    rows: pa.Table,
-    more: pa.Table | None = None,
-) -> dict[str, np.ndarray]:
-    """What a node asks its context for: weights; how it went is added to `trainings`."""
-    from graft import training
+class _Train:
+    """What the nodes of a run ask their context for: weights, and for the record how they came about."""
 
-    trained = training.train(node, rows, more, experiment, files, folder, progress, together)
-    for handle in list(node.handles().values())[:1]:
-        handle.usage.add(trained.state.tokens, trained.state.sequences)
-    trainings.append(trained.state)
-    return trained.weights
+    def __init__(
+        self,
+        experiment: Experiment,
+        files: fs.SubTreeFileSystem,
+        folder: str,
+        progress: Progress,
+        together: "Together | None",
+    ) -> None:
+        self.experiment, self.files, self.folder = experiment, files, folder
+        self.progress, self.together = progress, together
+        self.curves: list[pa.Table] = []
+        self.earlier_seconds = 0.0
+        """Spent by attempts before this one."""
+        self.peak = 0
+        """The most memory that a training process has held, in bytes."""
+
+    def __call__(self, node: Trains, rows: pa.Table, more: pa.Table | None = None) -> dict[str, np.ndarray]:
+        """Train a node."""
+        from graft import training
+        from graft.training.states import curve
+
+        began = time.perf_counter()
+        trained = training.train(
+            node, rows, more, self.experiment, self.files, self.folder, self.progress, self.together
+        )
+        for handle in list(node.handles().values())[:1]:
+            handle.usage.add(trained.state.tokens, trained.state.sequences)
+        self.earlier_seconds += max(0.0, trained.state.seconds - (time.perf_counter() - began))
+        self.peak = max(self.peak, trained.state.peak_memory_bytes)
+        self.curves.append(curve(trained.state, node.describe()))
+        return trained.weights
+
+
+def _check_answers(planned: Plan) -> None:
+    """What cannot be answered fails now, not after training.
+
+    Raises:
+        ModelError: a test row does not fit the model.
+    """
+    node = planned.graph.nodes[-1]
+    test, labels = planned.dataset.test, planned.dataset.labels or ()
+    if hasattr(node, "build") and isinstance(node, Answer) and set(node.reads) <= set(test.column_names):
+        dataclasses.replace(node, labels=labels).check(test)
 
 
 def _together(planned: Plan, storage: str | Path, address: str | None) -> "Together":
@@ -175,12 +191,6 @@ def _together(planned: Plan, storage: str | Path, address: str | None) -> "Toget
         )
 
     return train
-
-
-def curve(state: "State") -> pa.Table:
-    """A training as the rows of `training.parquet`: a point per step, and what went wrong on the way."""
-    points = [*state.curve, *({"step": event["step"], "event": json.dumps(event)} for event in state.events)]
-    return pa.Table.from_pylist(sorted(points, key=lambda point: point["step"]), schema=CURVE)
 
 
 def _forget_checkpoints(files: fs.SubTreeFileSystem, folder: str) -> None:
@@ -226,7 +236,9 @@ def predictions(answers: pa.Table, inputs: Sequence[str]) -> pa.Table:
     return kept.add_column(1, "split", pa.array(["test"] * answers.num_rows))
 
 
-def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.Table, seconds: float) -> Record:
+def _record(
+    planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.Table, seconds: float, peak: int
+) -> Record:
     handles = planned.models
     trained = sum(node.parameters_trained() for node in graph.nodes)
     added = sum(node.parameters_added() for node in graph.nodes)
@@ -237,7 +249,7 @@ def _record(planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.T
         device=next((str(handle.device) for handle in handles.values()), "cpu"),
         seconds=seconds,
         texts_cut=sum(int(np.count_nonzero(answers[name])) for name in cut),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=max(peak, peak_memory_bytes()),
         parameters_trainable=trained,
         parameters_total=added + sum(handle.parameters for handle in handles.values()),
         **costs,
@@ -316,12 +328,12 @@ def _save_graph(graph: Graph, files: fs.SubTreeFileSystem, folder: str) -> None:
 
 @contextlib.contextmanager
 def _clean_unless_kept(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
-    """Wrong input that shows only now leaves no folder behind, unless it was there before."""
+    """Wrong input that shows only now leaves no folder behind, unless it was there before or holds trained weights."""
     new = not exists(files, folder)
     try:
         yield
     except GraftError as error:
-        if error.exit_code == 2 and new:
+        if error.exit_code == 2 and new and not exists(files, f"{folder}/checkpoints"):
             files.delete_dir(folder)
         raise
 
@@ -352,5 +364,6 @@ def _logging_to(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
         handler.close()
         if root is None:
             with contextlib.suppress(StoreError):
-                write_atomic(files, f"{folder}/run.log", path.read_bytes())
+                before = read_bytes(files, f"{folder}/run.log") if exists(files, f"{folder}/run.log") else b""
+                write_atomic(files, f"{folder}/run.log", before + path.read_bytes())
             shutil.rmtree(path.parent)

@@ -285,6 +285,12 @@ class Experiment(Document):
     """Many experiments from this one; null for a single run."""
 
     @model_validator(mode="after")
+    def _can_be_sharded(self) -> Self:
+        if self.scaling.strategy == "fsdp" and self.training.optimizer == "adafactor":
+            raise ValueError("training.optimizer: adafactor's state cannot be sharded; use adamw, or strategy: ddp")
+        return self
+
+    @model_validator(mode="after")
     def _method_has_its_models(self) -> Self:
         if self.method is None:
             if self.sweep is None or "method" not in self.sweep.axes:

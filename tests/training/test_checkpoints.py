@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from graft.errors import CheckpointError
+from graft.errors import CheckpointError, StoreError
 from graft.storage import children
 from graft.training import checkpoints as module
 from graft.training.checkpoints import Checkpoint, Checkpoints
@@ -165,9 +165,6 @@ def test_any_file_system_keeps_them(tmp_path: Path, storage: str) -> None:
     fresh = Checkpoints(files, folder)
     assert (step_of(fresh.last()), step_of(fresh.best())) == (30, 31)
     assert children(files, folder) == ["best-000000031.safetensors", last_name(20), last_name(30)]
-    fresh.clear()
-    assert files.get_file_info(folder).type == fs.FileType.NotFound
-    fresh.clear()
     assert (kept.problems, fresh.problems) == (0, 0)
 
 
@@ -403,47 +400,73 @@ def test_an_error_of_a_storages_own_library_stops_nothing_and_shows_where_it_com
     trouble = [True]
 
     def refuse(what: str, _: str) -> None:
-        if trouble and what in ("open_output_stream", "delete_dir"):
+        if trouble and what == "open_output_stream":
             raise OwnError("token expired")
 
     kept = behind(tmp_path, refuse)
     kept.save(at_step(1))
-    kept.clear()
+    kept.wait()
     assert kept.problems == 1
     assert "Traceback" in caplog.text
-    assert "cannot be deleted: token expired" in caplog.text
+    assert "token expired" in caplog.text
     trouble.clear()
     kept.save(at_step(2))
     assert step_of(kept.last()) == 2
 
 
-def test_one_that_cannot_be_read_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("what", ["open_input_file", "get_file_info"])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_storage_that_does_not_answer_for_a_moment_is_asked_again(
+    what: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OwnError(Exception):
+        """As cloud libraries raise them: not an OSError."""
+
+    monkeypatch.setattr("graft.training.checkpoints.RETRY_SECONDS", (0.0, 0.0))
+    saved(tmp_path, 10, 20)
+    trouble = [OwnError("later") if own else OSError(errno.ETIMEDOUT, "Connection timed out")] * 2
+
+    def refuse(asked: str, _: str) -> None:
+        if trouble and asked == what:
+            raise trouble.pop()
+
+    assert step_of(behind(tmp_path, refuse).last()) == 20
+    assert names(tmp_path) == [last_name(10), last_name(20)], "nothing is set aside"
+
+
+@pytest.mark.parametrize("what", ["open_input_file", "get_file_info"])
+def test_one_that_does_not_answer_at_all_is_an_error_and_nothing_is_given_up(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graft.training.checkpoints.RETRY_SECONDS", (0.0, 0.0))
     saved(tmp_path, 10, 20)
 
-    def refuse(what: str, path: str) -> None:
-        if what == "open_input_file" and last_name(20) in path:
+    def refuse(asked: str, _: str) -> None:
+        if asked == what:
             raise OSError(errno.EIO, "Input/output error")
 
-    assert step_of(behind(tmp_path, refuse).last()) == 10
-    assert "Input/output error" in caplog.text
+    with pytest.raises(StoreError, match="Input/output error; run the same again"):
+        behind(tmp_path, refuse).last()
+    assert names(tmp_path) == [last_name(10), last_name(20)]
 
 
-def test_a_storage_that_cannot_be_listed_is_one_without_checkpoints(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    saved(tmp_path, 10)
+def test_a_refused_best_one_is_written_later_and_no_last_one_speaks_of_it_before(tmp_path: Path) -> None:
+    refused = ["best-000000002"]
 
-    def refuse(what: str, _: str) -> None:
-        if what == "get_file_info":
-            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+    def refuse(what: str, path: str) -> None:
+        if refused and what == "move" and refused[0] in path:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     kept = behind(tmp_path, refuse)
-    assert kept.last() is None
-    assert "timed out; training starts without them" in caplog.text
-    kept.save(at_step(20))
-    kept.clear()
-    assert kept.problems == 1
-    assert names(tmp_path) == [last_name(10)]
+    for step in (1, 2, 3):
+        if step < 3:
+            kept.save_best(at_step(step))
+        kept.save(at_step(step))
+        kept.wait()
+        if step == 2:
+            assert (step_of(kept.last()), step_of(kept.best())) == (1, 1)
+            refused.clear()
+    assert (step_of(kept.last()), step_of(kept.best())) == (3, 2)
 
 
 @pytest.mark.parametrize(

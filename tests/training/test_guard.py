@@ -45,3 +45,12 @@ def test_mean_and_variance_are_those_of_the_first_steps() -> None:
     guard = after(losses)
     assert guard.mean == pytest.approx(np.mean(losses))
     assert guard.variance == pytest.approx(np.var(losses))
+
+
+def test_what_jumps_again_is_the_curves_own_noise() -> None:
+    guard = after([0.05] * 50)
+    assert guard.verdict(1.55, 1.0)
+    again = guard.after_spike(1.55)
+    assert again.verdict(1.55, 1.0) is None
+    assert again.verdict(4.0, 1.0)
+    assert guard.after_spike(math.nan) == guard

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyarrow import fs
 
 from graft.errors import TrainingError
 from graft.spec import Training
 from graft.training.batching import GlobalBatches
+from graft.training.checkpoints import Checkpoints
 from graft.training.guard import MOST_ROLLBACKS
 from graft.training.loop import Loop
 from graft.training.states import Job, Trained
@@ -35,13 +37,34 @@ SETTINGS = {"max_steps": 12, "learning_rate": 1e-2, "tokens_per_batch": 160, "ch
 
 
 def loop(
-    folder: Path, poisoned: int | None = None, lora: bool = False, held_out: bool = False, **settings: Any
+    folder: Path,
+    poisoned: int | None = None,
+    lora: bool = False,
+    held_out: bool = False,
+    checkpoints: Checkpoints | None = None,
+    kind: type[Loop] = Loop,
+    **settings: Any,
 ) -> Loop:
     """A loop over 24 rows; of 30, the others are held out."""
     node = Reciter(str(folder), lora=lora, poison=None if poisoned is None else 399)
     table = node.encode(rows(30, poisoned))
     kept = table.slice(24) if held_out else None
-    return Loop(Job(node, Training(**{**SETTINGS, **settings}), table.slice(0, 24), kept))
+    return kind(Job(node, Training(**{**SETTINGS, **settings}), table.slice(0, 24), kept), checkpoints)
+
+
+class Stop(Exception):
+    """Ends a training in the middle."""
+
+
+class Stopped(Loop):
+    """Ends after some steps, as a killed process would; what it has remembered is on storage."""
+
+    at = 0
+
+    def _note(self, *arguments: Any) -> None:
+        super()._note(*arguments)
+        if self.state.step == self.at:
+            raise Stop
 
 
 def done(one: Loop) -> Trained:
@@ -88,6 +111,58 @@ def test_patience_ends_a_training_that_gets_no_better(tiny_llama: Path) -> None:
     assert trained.state.step == max(seen) < 200
     assert trained.state.best_step == trained.state.step - 3 * 2
     assert min(seen.values()) == seen[trained.state.best_step]
+
+
+SELECTING = {"held_out": True, "max_steps": 30, "validate_every_steps": 3, "checkpoint_seconds": 0}
+
+
+def stopped(model: Path, folder: Path, at: int) -> None:
+    """A training that selects its weights, killed after some steps."""
+    with Checkpoints(fs.LocalFileSystem(), str(folder)) as kept:
+        one = loop(model, checkpoints=kept, kind=Stopped, **SELECTING)
+        one.at = at
+        with pytest.raises(Stop):
+            one.run()
+
+
+@pytest.mark.parametrize("at", [5, 9, 14, 22, 29])
+def test_a_training_that_selects_its_weights_is_killed_and_ends_with_the_same_ones(
+    at: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    undisturbed = done(loop(tiny_llama, **SELECTING))
+    stopped(tiny_llama, tmp_path, at)
+    with Checkpoints(fs.LocalFileSystem(), str(tmp_path)) as kept:
+        again = done(loop(tiny_llama, checkpoints=kept, **SELECTING))
+    assert "taken up from a checkpoint" in again.state.events[0]["reason"]
+    assert (again.state.best_step, again.state.best_loss) == (undisturbed.state.best_step, undisturbed.state.best_loss)
+    assert all(np.array_equal(value, undisturbed.weights[name]) for name, value in again.weights.items())
+    assert looks(again) == looks(undisturbed)
+
+
+def test_a_lost_best_one_costs_the_selection_and_not_the_training(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped(tiny_llama, tmp_path, 22)
+    for path in tmp_path.glob("best-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with Checkpoints(fs.LocalFileSystem(), str(tmp_path)) as kept:
+        one = loop(tiny_llama, checkpoints=kept, **SELECTING)
+        assert one.state.step == 20
+        again = done(one)
+    assert "the best weights so far are lost" in caplog.text
+    assert again.state.best_step > 20
+    assert again.state.best_loss == min(value for step, value in looks(again).items() if step > 20)
+
+
+def test_costs_are_those_of_all_attempts(tiny_llama: Path, tmp_path: Path) -> None:
+    stopped(tiny_llama, tmp_path, 22)
+    with Checkpoints(fs.LocalFileSystem(), str(tmp_path)) as kept:
+        one = loop(tiny_llama, checkpoints=kept, **SELECTING)
+        before = one.state.seconds
+        again = done(one)
+    assert 0 < before < again.state.seconds
+    assert again.state.peak_memory_bytes > 2**20
+    assert again.state.tokens == done(loop(tiny_llama, **SELECTING)).state.tokens
 
 
 def test_without_looks_the_last_weights_are_kept(tiny_llama: Path) -> None:

@@ -56,7 +56,10 @@ class Case:
         kind = Judge if self.judged else Reciter
         node = kind(str(model), lora=self.lora, poison=None if self.poisoned is None else 399)
         training = Training(**{**DEFAULTS, "checkpoint_seconds": 0, **dict(self.settings)})
-        return Job(node, training, node.encode(rows(60, self.poisoned)), strategy=self.strategy)
+        table = node.encode(rows(60, self.poisoned))
+        if training.validate_every_steps is None:
+            return Job(node, training, table, strategy=self.strategy)
+        return Job(node, training, table.slice(0, 50), table.slice(50), self.strategy)
 
 
 KINDS = {f"{kind}-{how}": Case(kind == "lora", how) for kind in ("full", "lora") for how in ("ddp", "fsdp")}
@@ -69,11 +72,14 @@ CASES = {
     **{f"poisoned-{how}": Case(True, how, poisoned=7, settings=(SHORT,)) for how in ("ddp", "fsdp")},
     **{f"{name}-from-one": dataclasses.replace(KINDS[name], begun_by=1) for name in ("full-fsdp", "lora-ddp")},
 }
-UNSHARDABLE = {
-    "adafactor": Case(strategy="fsdp", settings=(("optimizer", "adafactor"),)),
-    "judged": Case(strategy="fsdp", judged=True),
+UNSHARDABLE = {"judged": Case(strategy="fsdp", judged=True)}
+SELECTING = ("validate_every_steps", 4)
+SELECTED = {f"selected-{how}": Case(True, how, settings=(SELECTING,)) for how in ("ddp", "fsdp")}
+CASES |= SELECTED
+INTERRUPTED = {
+    **{f"{name}-from-two": dataclasses.replace(KINDS[name], begun_by=2) for name in ("full-ddp", "lora-fsdp")},
+    **{f"{name}-from-two": dataclasses.replace(case, begun_by=2) for name, case in SELECTED.items()},
 }
-INTERRUPTED = {f"{name}-from-two": dataclasses.replace(KINDS[name], begun_by=2) for name in ("full-ddp", "lora-fsdp")}
 
 
 class Judge(Reciter):
@@ -179,15 +185,18 @@ def check_equal(
     found: dict[str, Any], weights: dict[str, np.ndarray], expected: dict[str, Any], undisturbed: Trained
 ) -> None:
     """The same steps with the same losses, the same decisions, the same weights."""
-    for name in ("loss", "gradient_norm", "learning_rate"):
-        assert [point[name] for point in found["curve"]] == pytest.approx(
-            [point[name] for point in expected["curve"]], rel=1e-5 if name == "loss" else 1e-4
-        )
-    for name in ("step", "position", "rollbacks", "tokens", "sequences"):
+    for name in ("loss", "gradient_norm", "learning_rate", "validation_loss"):
+        assert points(found, name) == pytest.approx(points(expected, name), rel=1e-5 if "loss" in name else 1e-4)
+    for name in ("step", "position", "rollbacks", "tokens", "sequences", "best_step", "looks"):
         assert found[name] == expected[name]
     assert weights.keys() == undisturbed.weights.keys()
     for name, value in weights.items():
         np.testing.assert_allclose(value, undisturbed.weights[name], rtol=1e-3, atol=2e-5)
+
+
+def points(found: dict[str, Any], name: str) -> list[float]:
+    """A column of the curve, where it has a value."""
+    return [point[name] for point in found["curve"] if name in point]
 
 
 def decisions(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -199,10 +208,12 @@ def test_two_processes_train_as_one(name: str, folder: Path, tiny_llama: Path) -
     case = CASES[name]
     expected, trained = alone(case.alone(), tiny_llama, folder)
     found = state(folder, name)["state"]
-    assert len(found["curve"]) == dict(case.settings).get("max_steps", STEPS)
+    assert len(points(found, "loss")) == dict(case.settings).get("max_steps", STEPS)
+    assert len(points(found, "validation_loss")) == (STEPS // 4 if SELECTING in case.settings else 0)
     check_equal(found, load_file(folder / f"{name}.safetensors"), expected, trained)
     assert decisions(found) == decisions(expected)
-    assert state(folder, name, rank=1)["state"] == found, "all processes know the same"
+    costs = {"seconds": found["seconds"], "peak_memory_bytes": found["peak_memory_bytes"]}
+    assert state(folder, name, rank=1)["state"] | costs == found, "all processes know the same"
     taken_up = [event["step"] for event in found["events"] if event["reason"] == "taken up from a checkpoint"]
     assert taken_up == ([10] if case.begun_by else [])
 
@@ -238,11 +249,10 @@ def test_a_loss_that_is_no_number_is_met_alike(strategy: str, folder: Path) -> N
     assert events[0]["skipped"] == events[0]["position"] + 1 - events[0]["back_to"]
 
 
-@pytest.mark.parametrize(("name", "words"), [("adafactor", "training.optimizer"), ("judged", "whole weights")])
-def test_what_cannot_be_sharded_is_refused(name: str, words: str, folder: Path) -> None:
+def test_what_judges_whole_weights_is_not_sharded(folder: Path) -> None:
     for rank in (0, 1):
-        refused = json.loads((folder / f"{rank}.json").read_text())[name]["refused"]
-        assert words in refused
+        refused = json.loads((folder / f"{rank}.json").read_text())["judged"]["refused"]
+        assert "whole weights" in refused
         assert "ddp" in refused
 
 

@@ -71,6 +71,20 @@ def put_in(model: Any, adapter: Mapping[str, Any], seed: int, weights: Weights |
     return adapted
 
 
+WRAPPINGS = {"base_layer", "base_model", "default", "ln_tuning_layers", "modules_to_save", "original_module"}
+"""Parts of a parameter's name that come from what PEFT puts around modules."""
+
+
+def new_names(trained: Weights, model: Any) -> list[str]:
+    """Names of trained parameters that are none of the frozen model's own."""
+
+    def bare(name: str) -> str:
+        return ".".join(part for part in name.removeprefix("base_model.model.").split(".") if part not in WRAPPINGS)
+
+    own = {bare(name) for name, _ in model.network.named_parameters()}
+    return [name for name in trained if bare(name) not in own]
+
+
 def suited(adapter: Mapping[str, Any], training: Training) -> dict[str, Any]:
     """A setting with what follows from the training.
 
@@ -153,7 +167,7 @@ def read(adapter: Mapping[str, Any], model: Any, directory: Path) -> Weights:
     if "full" in adapter:
         from graft.models.loading import open_network
 
-        network = open_network(model.kind, directory / "model")
+        network = open_network(model.kind, directory / "model", model.source.trust_remote_code)
         return {name: value.detach().numpy() for name, value in network.named_parameters()}
     from safetensors.numpy import load_file
 

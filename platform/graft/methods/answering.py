@@ -3,7 +3,8 @@
     text ─► answer ─► prediction, scores
 
 A classification is answered by the log-probability of each label's words as a continuation, over the labels alone: no
-answer can be unparsable. A free-text answer is written token by token (greedy).
+answer can be unparsable. Where one label's tokens begin another's ("1" and "10"), an end is scored too: without it the
+longer one could never be the more probable. A free-text answer is written token by token (greedy).
 """
 
 import dataclasses
@@ -37,6 +38,8 @@ class Answer(Node):
     length_normalize: bool
     max_new_tokens: int
     generation: bool
+    label_end: str = ""
+    """What follows a label where one begins another; else nothing."""
     labels: tuple[str, ...] = ()
 
     chunk_rows = 64
@@ -65,7 +68,12 @@ class Answer(Node):
             ModelError: one does not.
         """
         template = self._template()
-        excess = self._excess(template, self._prompts(template, rows))
+        prompts = self._prompts(template, rows)
+        excess = self._excess(template, prompts)
+        if self.generation and "target" in rows.column_names and not self.model.remote:
+            # How probable the targets are will be asked too.
+            targets = [[target] for target in self._targets(template, rows)]
+            excess = np.maximum(excess, self.speaker.excess(prompts, candidates=targets))
         if (excess > 0).any():
             raise ModelError(
                 f"a prompt with its answer is {excess.max()} tokens too long; the context of "
@@ -116,7 +124,8 @@ class Answer(Node):
 
     def _targets(self, template: Template, rows: pa.Table) -> list[str]:
         """The targets as they continue their prompts."""
-        return [template.candidate(target, chat=self._chats) for target in rows["target"].to_pylist()]
+        found = [template.candidate(target, chat=self._chats) for target in rows["target"].to_pylist()]
+        return found if self.generation else [text + self.label_end for text in found]
 
     def _scores(self, template: Template, prompts: Sequence[str], rows: pa.Table) -> np.ndarray:
         """Log-probabilities [N, C] of the labels' words."""
@@ -130,7 +139,7 @@ class Answer(Node):
         return np.asarray(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), np.float64)
 
     def _candidates(self, template: Template) -> list[str]:
-        return [template.candidate(label, chat=self.model.chat is not None) for label in self.labels]
+        return [template.candidate(label, chat=self._chats) + self.label_end for label in self.labels]
 
     def _excess(self, template: Template, prompts: Sequence[str]) -> np.ndarray:
         """Tokens by which each prompt with its answer is too long."""
@@ -164,8 +173,16 @@ class Answer(Node):
         return {**row, **{name: self.model.cut([row[name]], self.max_tokens)[0] for name in self._cuttable()}}
 
 
-def asking(method: str, role: str, model: Any, task: Task, dataset: Dataset) -> Mapping[str, Any]:
+def asking(method: str, role: str, model: Any, task: Task, dataset: Dataset, scores: bool = True) -> Mapping[str, Any]:
     """The fields of an `Answer` that follow from the task and the model.
+
+    Args:
+        method: name of the method.
+        role: of the model.
+        model: its handle.
+        task: as in the spec.
+        dataset: its rows.
+        scores: False where the model only writes, even in a classification.
 
     Raises:
         SpecError: the inputs are not text.
@@ -174,18 +191,31 @@ def asking(method: str, role: str, model: Any, task: Task, dataset: Dataset) -> 
     if dataset.kind not in ("text", "messages"):
         raise SpecError(f"method {method} reads text, the task's inputs are {dataset.kind}; use probe or a text column")
     generation = dataset.labels is None
-    if model.kind == "encoder" or (model.kind == "endpoint" and not generation):
+    if model.kind == "encoder" or (model.kind == "endpoint" and scores and not generation):
         raise ModelError(
             f"models.{role}: {model.source.source} is an {model.kind}: it gives no label probabilities; "
             "name a causal or encoder-decoder model"
         )
+    template = template_for(task.template, dataset.inputs, dataset.kind, generation)
     if dataset.kind == "messages" and task.max_tokens is not None:
         raise SpecError(f"task.max_tokens: {method} cuts text columns, not conversations; leave it null")
     return {
         "model": model,
         "inputs": dataset.inputs,
         "kind": dataset.kind,
-        "template": template_for(task.template, dataset.inputs, dataset.kind, generation).text,
+        "template": template.text,
         "max_tokens": task.max_tokens,
         "generation": generation,
+        "label_end": _label_end(model, template, dataset.labels) if scores and dataset.labels else "",
     }
+
+
+def _label_end(model: Any, template: Template, labels: tuple[str, ...]) -> str:
+    """What a label ends with: nothing, unless the tokens of one begin those of another."""
+    texts = [template.candidate(label, chat=model.chat is not None) for label in labels]
+    tokens = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    if not any(a != b and b[: len(a)] == a for a in tokens for b in tokens):
+        return ""
+    # A plain prompt's answers are lines; a decoder's own answers, and turns of a chat, end by a token.
+    line = model.kind == "causal" and model.chat is None
+    return "\n" if line else str(model.tokenizer.eos_token or "\n")

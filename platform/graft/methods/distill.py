@@ -4,9 +4,9 @@
           └─► "explain" prompt ─► rationale    (the second in training only)
 
 Hsieh et al. 2023 (arXiv:2305.02301), section 3.2, equation 4. A rationale is a target here and costs nothing when the
-model answers. It comes from the task's own column (`task.rationale`), else from `models.teacher`, who writes each
-one once. Deviation: both losses are means over their own target tokens in the global batch; the authors' code mixes
-means over each micro-batch.
+model answers. It comes from the task's own column (`task.rationale`), else from `models.teacher`, who writes each one
+once (an endpoint whenever it is asked: what it says may change). Deviation: both losses are means over their own target
+tokens in the global batch; the authors' code mixes means over each micro-batch.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class Distill(Tuning):
                 "to write them"
             )
         if teacher is not None:
-            asking(self.name, "teacher", teacher, task, dataset)
+            asking(self.name, "teacher", teacher, task, dataset, scores=False)
         node = Distilled(
             **self.fields(task, dataset, models),
             teacher=teacher,

@@ -70,6 +70,9 @@ class InContextLearning(Method):
         """
         base = models["base"]
         asked = asking("icl", "base", base, task, dataset)
+        for name in ("calibrate", "length_normalize"):
+            if getattr(self, name) and dataset.labels is None:
+                raise SpecError(f"method.{name} is for labels; this task's answers are free text: leave it false")
         similar = self.selection == "similar" and self.num_shots > 0
         if similar and base.remote and "encoder" not in models:
             raise SpecError("models.encoder is missing: selection: similar needs one where models.base is an endpoint")

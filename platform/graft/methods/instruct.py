@@ -82,9 +82,15 @@ def _described(place: int, member: Member, dataset: "Dataset") -> dict[str, Any]
     where = f"method.mixture.{place}"
     if other.kind not in ("text", "messages"):
         raise SpecError(f"{where}.task: its inputs are {other.kind}; a language model reads text")
-    tested = set(_contents(dataset.test, dataset.inputs))
-    if shared := sum(key in tested for key in _contents(other.train, other.inputs)):
-        raise DataError(f"{where}.task: {shared} of its rows are test rows of the task itself; leave them out")
+    if other.kind == "messages" and member.task.max_tokens is not None:
+        raise SpecError(f"{where}.task.max_tokens: text columns are cut, not conversations; leave it null")
+    for rows, what in ((dataset.test, "test rows"), (dataset.train, "rows")):
+        own = set(_contents(rows, dataset.inputs))
+        if shared := sum(key in own for key in _contents(other.train, other.inputs)):
+            raise DataError(
+                f"{where}.task: {shared} of its rows are {what} of the task itself, which only regime.examples may "
+                "give; leave them out"
+            )
     for template in (member.task.template, *member.templates):
         template_for(template, other.inputs, other.kind, other.labels is None)
     return {**member.model_dump(mode="json"), "rows": other.fingerprint}
@@ -119,11 +125,18 @@ class Instructed(Tuned):
         order = np.concatenate(
             [random.permutation(data.train.num_rows) for _ in range(-(-count // data.train.num_rows))]
         )
-        rows = data.train.take(pa.array(order[:count]))
+        rows = self._shortened(data.train.take(pa.array(order[:count])), data.inputs, member["task"]["max_tokens"])
         names = (member["task"]["template"], *member["templates"])
         templates = [template_for(name, data.inputs, data.kind, data.labels is None) for name in names]
         asked = [templates[choice] for choice in random.integers(len(templates), size=count)]
         return self.encoded([[pair] for pair in self._member_pairs(member, rows, asked, data.labels is None)])
+
+    def _shortened(self, rows: pa.Table, inputs: tuple[str, ...], max_tokens: int | None) -> pa.Table:
+        """Rows with their input texts cut to `max_tokens` each."""
+        for name in inputs if max_tokens is not None else ():
+            column = pa.array(self.model.cut(rows[name].to_pylist(), max_tokens))
+            rows = rows.set_column(rows.column_names.index(name), name, column)
+        return rows
 
     def _member_pairs(
         self, member: Mapping[str, Any], rows: pa.Table, asked: list[Template], generation: bool

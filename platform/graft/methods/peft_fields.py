@@ -6,6 +6,8 @@ not know, is refused with its reason (`REFUSED`, `CAUSAL_ONLY`, `NOT_OFFERED`).
 """
 
 import dataclasses
+import enum
+import typing
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,6 +93,8 @@ def checked(adapter: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpecError: a type, a field or a value is wrong.
     """
+    if kind_of(adapter) == "XLORA" and not isinstance(adapter.get("adapters"), Mapping):
+        raise SpecError("method.adapter.adapters: give names and folders, for example {'0': FOLDER, '1': FOLDER}")
     configuration(adapter, "CAUSAL_LM", training=True)
     if kind_of(adapter) != "XLORA":
         return dict(adapter)
@@ -160,6 +164,7 @@ def configuration(adapter: Mapping[str, Any], task_type: str, training: bool, **
         raise SpecError(f"method.adapter.peft_type: {kind} is not offered: {REFUSED[kind]}; {offered}")
     fields = {field.name for field in dataclasses.fields(known[kind]) if field.init} - set(SET_BY_GRAFT)
     given = {name: value for name, value in adapter.items() if name != "peft_type"}
+    _check_values(known[kind], given)
     _check_fields(kind, given, fields)
     follow = {name: value for name, value in derived.items() if name in fields}
     values = {**_defaults(kind, given), **follow, **given}
@@ -192,6 +197,21 @@ def _check_fields(kind: str, given: Mapping[str, Any], fields: set[str]) -> None
             f"method.adapter.init_r: got {given.get('init_r', 12)}; ADALORA takes ranks away until target_r are left, "
             f"which is {given.get('target_r', 8)}: give more than that"
         )
+
+
+def _check_values(config: type, given: Mapping[str, Any]) -> None:
+    """PEFT takes whatever it is given: a value that is none of a choice's, it silently replaces by another."""
+    hints = typing.get_type_hints(config)
+    for name, value in given.items():
+        kinds = [hints.get(name), *typing.get_args(hints.get(name))]
+        for choices in (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, enum.Enum)):
+            known = [str(choice.value) for choice in choices]
+            if value is not None and value not in known:
+                raise SpecError(f"method.adapter.{name}: got {value!r}; {suggest(str(value), known)}")
+        if int in kinds and bool not in kinds and isinstance(value, str):
+            raise SpecError(f"method.adapter.{name}: got the text {value!r}; give a number")
+    if (count := given.get("num_virtual_tokens", 1)) < 1:
+        raise SpecError(f"method.adapter.num_virtual_tokens: got {count}; give at least 1")
 
 
 def _defaults(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -69,6 +70,9 @@ def insert(
         ) from error
     _check_named(config, "target_modules", getattr(adapted, "targeted_module_names", None) or modules, _last(modules))
     _check_named(config, "modules_to_save", modules, _last(modules))
+    _check_named(config, "exclude_modules", modules, _last(modules))
+    for field in ("rank_pattern", "alpha_pattern"):
+        _check_patterns(config, field, modules, _last(modules))
     _check_named(config, "target_parameters", parameters, _last(parameters, parts=2))
     if kind == "LORA" and str(config.init_lora_weights).lower() == "olora" and config.fan_in_fan_out:
         raise ModelError(
@@ -189,6 +193,14 @@ def _check_named(config: Any, field: str, found: list[str], known: list[str]) ->
             near = difflib.get_close_matches(name, known, n=1)
             meant = f"did you mean {near[0]!r}? " if near else ""
             raise ModelError(f"method.adapter.{field}: nothing is named {name!r}; {meant}there is {', '.join(known)}")
+
+
+def _check_patterns(config: Any, field: str, found: list[str], known: list[str]) -> None:
+    """A pattern that fits no module would be without effect."""
+    patterns = getattr(config, field, None)
+    for pattern in patterns if isinstance(patterns, Mapping) else ():
+        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in found):
+            raise ModelError(f"method.adapter.{field}: {pattern!r} fits no module; there is {', '.join(known)}")
 
 
 def _last(names: list[str], parts: int = 1) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
-from graft.errors import ModelError
+from graft.errors import ModelError, SpecError
 from graft.graph import Context, Graph, Models
 from graft.methods.answering import Answer, asking
 from graft.sections import Section
@@ -94,6 +94,12 @@ class Tuning(Method):
         base = models["base"]
         if base.remote:
             raise ModelError(f"models.base: {base.source.source} is computed elsewhere; give weights to be tuned")
+        if str(base.device) == "cpu" and base.dtype != "torch.float32":
+            raise ModelError(
+                f"models.base.dtype: got {base.source.dtype}, which cannot be trained on a CPU; leave it null"
+            )
+        if self.length_normalize and dataset.labels is None:
+            raise SpecError("method.length_normalize is for labels; this task's answers are free text: leave it false")
         adapter = self.trained()
         if "peft_type" in adapter:
             from graft.methods import peft_fields
@@ -119,6 +125,8 @@ class Tuned(Answer):
     """What was trained, by name as it is saved; empty before."""
     trained: int = 0
     """Numbers that training has set."""
+    added: int = 0
+    """Those of them that the frozen model has not."""
 
     @property
     def terms(self) -> tuple[float, ...]:
@@ -140,10 +148,16 @@ class Tuned(Answer):
         adapted = adapting.put_in(self.model, adapter, node.seed)
         own = {name.removeprefix("network."): value for name, value in found.items()}
         weights = adapting.taken_out(adapted, adapter, own)
-        return dataclasses.replace(node, weights=weights, trained=sum(value.size for value in found.values()))
+        new = adapting.new_names(own, self.model)
+        return dataclasses.replace(
+            node,
+            weights=weights,
+            trained=sum(value.size for value in own.values()),
+            added=sum(own[name].size for name in new),
+        )
 
     def encode(self, rows: pa.Table) -> pa.Table:
-        """Columns `context` and `answer` (a list of tokens for each term of the loss), `length` and `targets`.
+        """Columns `context` and `answer` (tokens for each term of the loss), `length`, `tokens` and `targets`.
 
         Raises:
             ModelError: a prompt with its target does not fit the context.
@@ -153,19 +167,21 @@ class Tuned(Answer):
     def encoded(self, sequences: list[list[Pair]]) -> pa.Table:
         """What `encode` gives, from the tokens of each row's terms."""
         limit = self._limits().get("context_tokens", self.model.context_tokens)
-        lengths = [[self._positions(pair) for pair in pairs] for pairs in sequences]
-        longest = max(map(max, lengths))
+        longest = max(self._positions(pair) for pairs in sequences for pair in pairs)
         if limit is not None and longest > limit:
             raise ModelError(
                 f"a prompt with its target has {longest} tokens, the context of {self.model.source.source} holds "
                 f"{limit}; {self.shorten}"
             )
+        read = [[len(context) + len(answer) - 1 for context, answer in pairs if answer] for pairs in sequences]
         tokens = pa.list_(pa.list_(pa.int32()))
         return pa.table(
             {
                 "context": pa.array([[context for context, _ in pairs] for pairs in sequences], tokens),
                 "answer": pa.array([[answer for _, answer in pairs] for pairs in sequences], tokens),
-                "length": pa.array([sum(row) for row in lengths], pa.int32()),
+                # A batch pads all its sequences to the longest.
+                "length": pa.array([len(row) * max(row) for row in read], pa.int32()),
+                "tokens": pa.array([sum(row) for row in read], pa.int32()),
                 "targets": pa.array(
                     [[len(answer) for _, answer in pairs] for pairs in sequences], pa.list_(pa.int32())
                 ),
@@ -179,18 +195,19 @@ class Tuned(Answer):
         return adapting.with_loss(adapting.put_in(self.model, self.adapter, self.seed), self.adapter, len(self.terms))
 
     def collate(self, encoded: pa.Table) -> dict[str, "Tensor"]:
-        """Every sequence of every row, padded on the right."""
+        """Every sequence of every row that has an answer, padded on the right."""
         from graft.models.objective import batch_of
 
-        contexts, answers = encoded["context"].to_pylist(), encoded["answer"].to_pylist()
-        terms = list(range(len(self.terms))) * len(contexts)
+        rows = zip(encoded["context"].to_pylist(), encoded["answer"].to_pylist(), strict=True)
+        found = [
+            (context, answer, term)
+            for contexts, answers in rows
+            for term, (context, answer) in enumerate(zip(contexts, answers, strict=True))
+            if answer
+        ]
+        contexts, answers, terms = map(list, zip(*found, strict=True))
         start = self.model.decoder_start if self.model.kind == "seq2seq" else None
-        return batch_of(
-            [one for several in contexts for one in several],
-            [one for several in answers for one in several],
-            terms,
-            start,
-        )
+        return batch_of(contexts, answers, terms, start)
 
     def fingerprint(self) -> str:
         """Identity by content, that of adapters which this one builds on too."""
@@ -203,17 +220,19 @@ class Tuned(Answer):
     @functools.cached_property
     def speaker(self) -> Any:
         """The tuned model."""
-        if not self.weights:
-            return self.model
-        return self.model.around(self._open, self.fingerprint(), **self._limits())
+        if self.weights:
+            return self.model.around(self._open, self.fingerprint(), **self._limits())
+        limits = self._limits()
+        # Soft prompts take their room before they are trained.
+        return self.model.around(lambda: self.model.network, self.fingerprint(), **limits) if limits else self.model
 
     def parameters_trained(self) -> int:
         """As many as training has set."""
         return self.trained
 
     def parameters_added(self) -> int:
-        """None where the model's own were trained."""
-        return 0 if "full" in self.adapter else self.trained
+        """Not those of the model's own that were trained."""
+        return self.added
 
     def warm(self) -> None:
         """Load the tuned network."""
@@ -270,7 +289,15 @@ class Tuned(Answer):
     def _open(self) -> "nn.Module":
         from graft.methods import adapting
 
-        return adapting.put_in(self.model, self.adapter, self.seed, self.weights).network
+        network = adapting.put_in(self.model, self.adapter, self.seed, self.weights).network
+        # It answers in the precision of the frozen model beside it.
+        return network.to(self._network_dtype) if "full" in self.adapter else network
+
+    @property
+    def _network_dtype(self) -> Any:
+        import torch
+
+        return getattr(torch, self.model.dtype.removeprefix("torch."))
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {f"weights/{name}": value for name, value in self.weights.items()}

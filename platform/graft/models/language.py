@@ -92,7 +92,7 @@ class CausalModel(LocalModel):
             return write(self, rows, max_new_tokens, stop)
 
     def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Tokens of each prompt and of its target, divided where `score` divides them."""
+        """Tokens of each prompt and of its target, divided where `score` divides them for this candidate alone."""
         with self.lock:
             questions = self._questions(prompts, [[target] for target in targets])
             return [(one.context, one.continuations[0]) for one in questions]

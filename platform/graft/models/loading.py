@@ -111,15 +111,16 @@ def _network(source: ModelSource, folder: Path, config: Any, kind: Kind, options
     return network.eval().requires_grad_(False)
 
 
-def open_network(kind: Kind, folder: Path) -> nn.Module:
+def open_network(kind: Kind, folder: Path, trust_remote_code: bool = False) -> nn.Module:
     """A network that graft has tuned and saved, float32 on the CPU.
 
     Raises:
         ModelError: transformers cannot load it.
     """
     source = ModelSource(source=str(folder))
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    return _network(source, folder, config, kind, {"dtype": torch.float32, "local_files_only": True})
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    return _network(source, folder, config, kind, {"dtype": torch.float32, **options})
 
 
 def _class(config: Any, kind: Kind) -> Any:

@@ -125,7 +125,7 @@ class LocalModel(Model):
         """
         weights = dataclasses.replace(self._weights, open=network)
         other = type(self)(self.source, mark, self.config, self.tokenizer, self.readout, self.context_tokens, weights)
-        other.usage = self.usage
+        other.usage, other.lock = self.usage, self.lock
         for name, value in changes.items():
             setattr(other, name, value)
         return other
@@ -134,6 +134,11 @@ class LocalModel(Model):
         """Forget the weights until something is computed again."""
         with self.lock:
             self._network = None
+
+    @property
+    def decoder_start(self) -> list[int]:
+        """What a decoder reads before an answer; nothing where there is none beside an encoder."""
+        return []
 
     @property
     def body(self) -> Any:

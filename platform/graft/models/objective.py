@@ -54,13 +54,13 @@ class NextTokenLoss(nn.Module):  # type: ignore[misc]
             inputs["decoder_input_ids"] = decoder_ids_BT
         logits_MV, labels_M = self._logits(inputs, wanted_BT), labels_BT[wanted_BT]
         losses_M = nn.functional.cross_entropy(logits_MV.float(), labels_M, reduction="none")
-        if self.training:
-            losses_M = losses_M + self.penalty(wanted_BT, labels_M)
         owners_M = terms_B[wanted_BT.nonzero()[:, 0]]
+        if self.training:
+            losses_M = losses_M + self.penalty(wanted_BT, labels_M) * (owners_M == 0)
         return losses_M.new_zeros(self.terms).index_add(0, owners_M, losses_M)
 
     def penalty(self, wanted_BT: Tensor, labels_M: Tensor) -> Tensor | float:
-        """What training adds to each target's loss, [M] or one number for all: nothing, unless an adapter asks."""
+        """What training adds to each target's loss of the first term, [M] or one number: nothing, mostly."""
         return 0.0
 
     def _logits(self, inputs: dict[str, Any], wanted_BT: Tensor) -> Tensor:

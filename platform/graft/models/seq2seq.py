@@ -34,7 +34,9 @@ class Seq2SeqModel(LocalModel):
         start = self.network.generation_config.decoder_start_token_id
         start = getattr(self.config, "decoder_start_token_id", None) if start is None else start
         # T5's configurations may leave it out: its decoder starts with padding.
-        return [self.config.pad_token_id if start is None else start, *leading_ids(self.tokenizer)]
+        start = self.config.pad_token_id if start is None else start
+        forced = getattr(self.network.generation_config, "forced_bos_token_id", None)
+        return [start, *(leading_ids(self.tokenizer) or ([] if forced is None else [forced]))]
 
     @property
     def body(self) -> Any:
@@ -93,7 +95,7 @@ class Seq2SeqModel(LocalModel):
 
     def _answer_tokens(self, answers: Sequence[Sequence[list[int]]]) -> list[int]:
         """Positions of the decoder that each prompt's longest candidate takes; its last token is not read."""
-        lead = len(leading_ids(self.tokenizer))
+        lead = len(self._start) - 1
         return [lead + max(map(len, several), default=0) for several in answers]
 
     def _answers(self, options: Sequence[Sequence[str]]) -> list[list[list[int]]]:

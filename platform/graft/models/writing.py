@@ -32,10 +32,17 @@ def write(model: "LocalModel", rows: Sequence[list[int]], max_new_tokens: int, s
         # Decoders write after the last token, so padding comes first; an encoder does not mind.
         prompts = [rows[index] for index in batch]
         ids, mask = padded(prompts, model.network.device, left=causal)
-        width = ids.shape[1] if causal else 1
+        starts = [] if causal else model.decoder_start
+        width = ids.shape[1] if causal else len(starts)
+        # One start token is what `generate` begins with by itself.
+        begun = {"decoder_input_ids": ids.new_tensor([starts] * len(batch))} if len(starts) > 1 else {}
         ended = _Ended(model.tokenizer, width, stop)
         output = model.network.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, stopping_criteria=[ended] if stop else []
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            stopping_criteria=[ended] if stop else [],
+            **begun,
         )
         for index, prompt, written in zip(batch, prompts, output[:, width:].tolist(), strict=True):
             new = _until_end(written, end)
@@ -66,10 +73,15 @@ def make_greedy(network: Any, tokenizer: Any) -> None:
 
     own = network.generation_config.to_dict()
     tokens = {name: value for name, value in own.items() if name.endswith("_token_id") and value is not None}
-    end = tokens.setdefault("eos_token_id", tokenizer.eos_token_id)
+    stated = tokens.get("eos_token_id")
+    ends = [*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id]
+    # The tokenizer's is what is learned as the end of an answer; a model may state another one.
+    end = list(dict.fromkeys(one for one in ends if one is not None))
+    if end:
+        tokens["eos_token_id"] = end if len(end) > 1 else end[0]
     if tokens.get("pad_token_id") is None:
         padding = tokenizer.pad_token_id
-        tokens["pad_token_id"] = padding if padding is not None else (end[0] if isinstance(end, list) else end or 0)
+        tokens["pad_token_id"] = padding if padding is not None else next(iter(end), 0)
     network.generation_config = GenerationConfig(do_sample=False, num_beams=1, **tokens)
 
 

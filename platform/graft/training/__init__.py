@@ -86,7 +86,7 @@ def prepare(node: Trains, rows: pa.Table, more: pa.Table | None, experiment: Exp
         rows = rows.take(pa.array(learned))
     encoded = node.encode(rows)
     if more is not None:
-        encoded = pa.concat_tables([encoded, more])
+        encoded = pa.concat_tables([encoded, more]).combine_chunks()  # rows of several chunks are slow to take
     return Job(node, experiment.training, encoded, held_out, experiment.scaling.strategy)
 
 
@@ -94,7 +94,7 @@ def identity(job: Job) -> str:
     """What would make the same weights: a checkpoint of another training is never taken up."""
     settings = job.training.model_dump(exclude={"checkpoint_seconds"})
     encoded = [
-        rows["length"].to_pylist() if isinstance(rows, pa.Table) else rows.fingerprint()
+        rows.fingerprint() if not isinstance(rows, pa.Table) else hashing.table_digest(rows)
         for rows in (job.encoded, job.held_out)
         if rows is not None
     ]

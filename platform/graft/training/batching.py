@@ -6,6 +6,7 @@ Neither the number of workers nor what happened before changes a batch, so a res
 would have seen. Rows of a batch are of similar length: little of a batch is padding.
 """
 
+import bisect
 import functools
 from typing import Protocol
 
@@ -48,7 +49,7 @@ class GlobalBatches:
 
     def __init__(self, lengths: NDArray[np.int64], tokens: int, seed: int, ramp_steps: int = 0) -> None:
         self.lengths, self.tokens, self.seed, self.ramp_steps = lengths, tokens, seed, ramp_steps
-        self._sizes: dict[tuple[int, int], int] = {}
+        self._ends: dict[int, list[int]] = {}
         self._epoch = functools.lru_cache(maxsize=2)(self._packed)
 
     def rows(self, position: int) -> Rows:
@@ -62,17 +63,12 @@ class GlobalBatches:
         raise AssertionError("the last stage has no end")
 
     def _in_stage(self, stage: int, tokens: int, position: int) -> Rows:
-        epoch = 0
-        while position >= (size := self._size(stage, tokens, epoch)):
-            position -= size
-            epoch += 1
-        return self._epoch(stage, tokens, epoch)[position]
-
-    def _size(self, stage: int, tokens: int, epoch: int) -> int:
-        """Batches of an epoch, which differ a little: other rows stand together."""
-        if (stage, epoch) not in self._sizes:
-            self._sizes[stage, epoch] = len(self._epoch(stage, tokens, epoch))
-        return self._sizes[stage, epoch]
+        # Where each epoch ends; epochs differ a little, because other rows stand together.
+        ends = self._ends.setdefault(stage, [0])
+        while position >= ends[-1]:
+            ends.append(ends[-1] + len(self._epoch(stage, tokens, len(ends) - 1)))
+        epoch = bisect.bisect_right(ends, position) - 1
+        return self._epoch(stage, tokens, epoch)[position - ends[epoch]]
 
     def _packed(self, stage: int, tokens: int, epoch: int) -> list[Rows]:
         """All rows once."""

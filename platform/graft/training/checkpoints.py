@@ -15,8 +15,10 @@ import json
 import logging
 import re
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import pyarrow as pa
 import torch
@@ -24,11 +26,15 @@ from pyarrow import fs
 from safetensors.torch import load
 
 from graft.errors import CheckpointError, StoreError
-from graft.storage import children, exists, whole_file
+from graft.storage import children, whole_file
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["best", "last"]
+T = TypeVar("T")
+
+RETRY_SECONDS = (0.5, 2.0)
+"""Pauses between tries to read."""
 
 _KINDS: tuple[Kind, ...] = ("best", "last")
 _FORMAT = "1"
@@ -83,6 +89,7 @@ class Checkpoints:
         self.folder = folder
         self.problems = 0
         self._waiting: dict[Kind, _Draft] = {}
+        self._owed: _Draft | None = None  # a best one that the storage has refused
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._swept = False
@@ -106,11 +113,15 @@ class Checkpoints:
         self._give("best", checkpoint)
 
     def last(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None where there is none; damaged ones are reported and set aside."""
+        """The newest whole checkpoint, or None where there is none; damaged ones are reported and set aside.
+
+        Raises:
+            StoreError: the storage does not answer; what it holds is not given up for that.
+        """
         return self._newest("last")
 
     def best(self) -> Checkpoint | None:
-        """The best checkpoint, or None where there is none that is whole."""
+        """The best checkpoint, or None where there is none that is whole; raises as `last`."""
         return self._newest("best")
 
     def wait(self) -> None:
@@ -118,15 +129,6 @@ class Checkpoints:
         thread = self._thread
         if thread:
             thread.join()
-
-    def clear(self) -> None:
-        """Delete the folder, after a finished run; a failure is only logged."""
-        self.wait()
-        try:
-            if exists(self.files, self.folder):
-                self.files.delete_dir(self.folder)
-        except Exception as error:  # as in `_write`: whatever it is, the run is finished
-            log.warning("checkpoints %s: cannot be deleted: %s; nothing needs them, delete them", self.folder, error)
 
     def close(self) -> None:
         """Wait; the thread ends with its work."""
@@ -151,18 +153,24 @@ class Checkpoints:
     def _drain(self) -> None:
         """Write until nothing waits; what waits is taken together, so that no kind can starve the other."""
         while batch := self._take():
-            # The last one speaks of the best one, so it comes after it.
+            # The last one speaks of the best one, so it comes after it, and never without it.
             for kind in (kind for kind in _KINDS if kind in batch):
-                self._write(kind, batch.pop(kind))
+                draft = batch.pop(kind)
+                if not self._write(kind, draft) and kind == "best":
+                    self._owed = draft
+                    break
 
     def _take(self) -> dict[Kind, "_Draft"]:
         with self._lock:
             batch, self._waiting = self._waiting, {}
             if not batch:
                 self._thread = None
+            elif self._owed is not None:
+                batch.setdefault("best", self._owed)
+                self._owed = None
             return batch
 
-    def _write(self, kind: Kind, draft: "_Draft") -> None:
+    def _write(self, kind: Kind, draft: "_Draft") -> bool:
         """Put a checkpoint in its place, if the storage lets it."""
         try:
             self._sweep()
@@ -173,6 +181,8 @@ class Checkpoints:
             known = isinstance(error, StoreError | OSError)
             message = "checkpoint of step %d: %s; training goes on; what a kill loses grows"
             self._report(message, draft.step, error, exc_info=not known)
+            return False
+        return True
 
     def _report(self, message: str, *args: object, exc_info: bool = False) -> None:
         """Count a refusal, and warn of the first one."""
@@ -209,16 +219,12 @@ class Checkpoints:
 
     def _newest(self, kind: Kind) -> Checkpoint | None:
         self.wait()
-        try:
-            steps = self._steps(kind)
-        except OSError as error:
-            log.warning("checkpoints %s: cannot be listed: %s; training starts without them", self.folder, error)
-            return None
+        steps = _patiently(self.folder, lambda: self._steps(kind))
         for step in reversed(steps):
             path = self._path(kind, step)
             try:
-                return _read(self.files, path)
-            except (CheckpointError, OSError) as error:
+                return _patiently(path, lambda path=path: _read(self.files, path))  # type: ignore[misc]
+            except CheckpointError as error:
                 log.warning("checkpoint %s: %s; it is set aside as .corrupt, the one before is used", path, error)
                 with contextlib.suppress(OSError):
                     self.files.move(path, f"{path}.corrupt")
@@ -233,6 +239,28 @@ class Checkpoints:
 
     def _path(self, kind: Kind, step: int) -> str:
         return f"{self.folder}/{kind}-{step:09d}.safetensors"
+
+
+def _patiently(path: str, read: Callable[[], T]) -> T:
+    """What a storage gives, at last: one that does not answer for a moment is no reason to begin anew.
+
+    Raises:
+        CheckpointError: what it gives is no checkpoint.
+        StoreError: it does not answer.
+    """
+    for seconds in (*RETRY_SECONDS, None):
+        try:
+            return read()
+        except CheckpointError:
+            raise
+        except Exception as error:  # a storage's own library may raise anything
+            if seconds is None:
+                raise StoreError(
+                    f"checkpoint {path}: cannot be read: {error}; run the same again when the storage answers; where "
+                    "it never will, delete this, and training goes on from what is left"
+                ) from error
+            time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
 
 
 class _Draft:

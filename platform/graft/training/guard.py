@@ -11,9 +11,9 @@ MEMORY_STEPS = 20
 """Steps over which the running mean forgets, and that it needs before it judges."""
 SPIKE_DEVIATIONS = 6.0
 SPIKE_NATS = 1.0
-"""A spike is above the running mean by both, so that neither a quiet nor a noisy curve has any by chance."""
+"""A spike is above the running mean by both: a quiet curve may move, and a noisy one may be noisy."""
 MOST_ROLLBACKS = 5
-"""In one training: more, and it diverges for another reason than its data."""
+"""In a row without coming further than ever: more, and training diverges for another reason than its data."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class Guard:
         if self.steps >= MEMORY_STEPS and over > max(SPIKE_NATS, SPIKE_DEVIATIONS * math.sqrt(self.variance)):
             return f"the loss jumped from {self.mean:.3g} to {loss:.3g}"
         return None
+
+    def after_spike(self, loss: float) -> "Guard":
+        """The guard after a step that was not taken: what comes again is the curve's own noise, not one bad batch."""
+        if not math.isfinite(loss):
+            return self
+        over = loss - self.mean
+        return dataclasses.replace(self, variance=self.variance + over * over / MEMORY_STEPS)
 
     def after(self, loss: float) -> "Guard":
         """The guard after a step that was taken."""

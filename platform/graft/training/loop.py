@@ -81,11 +81,12 @@ class Loop:
             TrainingError: it diverges whatever data is skipped.
         """
         self.logged = (time.monotonic(), self.state.step, self.state.tokens)
+        self.clock = time.monotonic()
         while self.state.step < self.training.max_steps and not self._stopped_early():
             batch = self._batch(self.state.position)
             loss, norm = self._gradients(batch)
             if reason := self.state.guard.verdict(loss, norm):
-                self._go_back(reason)
+                self._go_back(loss, reason)
                 continue
             rate = self._move(norm)
             self._note(batch, loss, norm, rate)
@@ -165,12 +166,19 @@ class Loop:
         """Count a step that was taken."""
         state = self.state
         state.guard = state.guard.after(loss)
-        state.tokens += int(_lengths(batch).sum())
+        state.tokens += _tokens(batch)
         state.sequences += batch.num_rows * len(self.job.node.terms)
         if state.step % math.ceil(self.training.max_steps / CURVE_POINTS) == 0:
             state.curve.append({"step": state.step, "loss": loss, "learning_rate": rate, "gradient_norm": norm})
+        self._count_costs()
         state.step += 1
         state.position += 1
+
+    def _count_costs(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self.clock
+        self.clock = now
+        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak_memory_bytes())
 
     def _look(self) -> None:
         """Validate, and keep the weights if they are the best so far."""
@@ -196,7 +204,7 @@ class Loop:
                 found = self._forward(held_out, own if len(own) else rows[-1:]).double().cpu()
                 sums += found if len(own) else 0
         self.module.train()
-        self.state.tokens += int(lengths.sum())
+        self.state.tokens += _tokens(held_out)
         self.state.sequences += len(lengths) * len(self.job.node.terms)
         counts = torch.from_numpy(np.maximum(targets.sum(0), 1))
         weights = torch.tensor(self.job.node.terms, dtype=torch.float64) / counts
@@ -218,10 +226,11 @@ class Loop:
         self.checkpoints.save(Checkpoint(self.state.step, self.memory[1], dataclasses.asdict(self.state)))
         self.written = now
 
-    def _go_back(self, reason: str) -> None:
+    def _go_back(self, loss: float, reason: str) -> None:
         """Return to the remembered state and skip the data up to here."""
         state, tensors, self.best = self.memory
         before, self.state = self.state, copy.deepcopy(state)
+        rollbacks = 0 if before.step > before.furthest else before.rollbacks
         event = {
             "step": before.step,
             "position": before.position,
@@ -229,7 +238,7 @@ class Loop:
             "back_to": state.step,
             "skipped": before.position + 1 - state.position,
         }
-        if state.rollbacks >= MOST_ROLLBACKS:
+        if rollbacks >= MOST_ROLLBACKS:
             raise TrainingError(
                 f"training diverges: at step {before.step} {reason}, for the {MOST_ROLLBACKS + 1}th time; lower "
                 "training.learning_rate, or look at the rows"
@@ -238,8 +247,9 @@ class Loop:
             "%s at step %d: back to step %d, %d batches are skipped", reason, before.step, state.step, event["skipped"]
         )
         self.state.position = before.position + 1
-        self.state.rollbacks += 1
-        self.state.tokens, self.state.sequences = before.tokens, before.sequences
+        self.state.rollbacks, self.state.furthest = rollbacks + 1, max(before.step, before.furthest)
+        self.state.guard = state.guard.after_spike(loss)
+        self.state.tokens, self.state.sequences, self.state.seconds = before.tokens, before.sequences, before.seconds
         self.state.events.append(event)
         self.weights.restore(tensors, self.parallel)
         self._remember()
@@ -250,14 +260,16 @@ class Loop:
         if self.checkpoints is not None and self.parallel.first:
             last, best = self.checkpoints.last(), self.checkpoints.best()
             # A later one than `last` knows is fine: a kill between two writes leaves it, and it will be found again.
-            if last is not None and (best.step if best else -1) < (last.state["best_step"] or -1):
-                log.warning("the best weights so far are lost: training begins anew")
-                last = None
         values = self.parallel.agreed(None if last is None else last.state)
+        lost = values is not None and self.parallel.agreed(best.step if best else -1) < (values["best_step"] or -1)
         if values is not None:
             self.state = State.from_json(values)
             self.state.events.append({"step": self.state.step, "reason": "taken up from a checkpoint"})
             self.weights.restore(last.tensors if last else {}, self.parallel)
+            if lost:
+                log.warning("the best weights so far are lost: the best of those to come will be kept")
+                self.state.events.append({"step": self.state.step, "reason": "the best weights so far are lost"})
+                self.state.best_loss, self.state.best_step, self.state.looks = None, None, 0
             self.best = best.tensors if best and self.state.best_step is not None else {}
             log.info("training goes on from step %d", self.state.step)
         elif self.parallel.world > 1:
@@ -268,6 +280,7 @@ class Loop:
 
     def _result(self) -> Trained | None:
         weights = self.best if self.state.best_step is not None else self.parallel.gather(self.parameters)
+        self._count_costs()
         if not self.parallel.first:
             return None
         return Trained({name: value.float().numpy() for name, value in weights.items()}, self.state)
@@ -291,11 +304,7 @@ class Loop:
         )
 
     def _check_can_shard(self) -> None:
-        if self.parallel.world == 1 or self.job.strategy != "fsdp":
-            return
-        if self.training.optimizer == "adafactor":
-            raise ModelError("training.optimizer: adafactor's state cannot be sharded; use adamw, or strategy ddp")
-        if hasattr(self.inner, "after_step"):
+        if self.parallel.world > 1 and self.job.strategy == "fsdp" and hasattr(self.inner, "after_step"):
             what = f"{self.job.node.describe()}: it judges whole weights between steps"
             raise ModelError(f"scaling.strategy: fsdp shards weights, which this cannot be ({what}); use ddp")
 
@@ -318,6 +327,11 @@ def _checkpoint_activations(module: nn.Module) -> None:
 def _lengths(encoded: pa.Table) -> Rows:
     """Positions that each row takes, int64 [N]."""
     return np.asarray(encoded["length"], np.int64)
+
+
+def _tokens(encoded: pa.Table) -> int:
+    """Tokens of all rows, without what pads them."""
+    return int(np.asarray(encoded["tokens" if "tokens" in encoded.column_names else "length"], np.int64).sum())
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:

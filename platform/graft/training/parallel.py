@@ -98,7 +98,7 @@ class Parallel:
         for name, tensor in tensors.items():
             whole = tensor.detach().full_tensor() if _is_sharded(tensor) else tensor.detach()
             if self.first:
-                found[name] = whole.to("cpu", copy=True)
+                found[name] = whole.contiguous().to("cpu", copy=True)  # as it is sent: in the order of its shape
         return found
 
     def scatter(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -1,5 +1,6 @@
 """What is trained, where a training stands, and what it gives."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,20 @@ from graft.spec import Training
 from graft.training.batching import Drawn
 from graft.training.guard import Guard
 from graft.training.parallel import Parallel
+
+CURVE = pa.schema(
+    [
+        ("node", pa.string()),  # what was trained
+        ("step", pa.int64()),  # counted from 0
+        # At most a thousand steps, evenly spaced.
+        ("loss", pa.float64()),  # of the global batch, in nats per target token, before the step
+        ("learning_rate", pa.float64()),
+        ("gradient_norm", pa.float64()),  # before clipping
+        ("validation_loss", pa.float64()),  # after the step
+        ("event", pa.string()),  # JSON: a rollback, or a checkpoint taken up
+    ]
+)
+"""The columns of `training.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,13 @@ class State:
     looks: int = 0
     """Validations since the best one."""
     rollbacks: int = 0
+    """In a row without coming further than ever."""
+    furthest: int = 0
+    """The last step that was not taken."""
+    seconds: float = 0.0
+    """Spent, in all attempts."""
+    peak_memory_bytes: int = 0
+    """The most that the first process has held."""
     tokens: int = 0
     """Put through the model in training and validation, padding not counted."""
     sequences: int = 0
@@ -104,3 +126,10 @@ class Weights:
                 self.optimizer.state[parameter][key] = parallel.like(value.to(place, copy=True), parameter)
         if hasattr(self.module, "load_training_state"):
             self.module.load_training_state(own)
+
+
+def curve(state: State, node: str) -> pa.Table:
+    """A training as the rows of `training.parquet`: points of the curve, and what went wrong on the way."""
+    points = [*state.curve, *({"step": event["step"], "event": json.dumps(event)} for event in state.events)]
+    ordered = sorted(points, key=lambda point: point["step"])
+    return pa.Table.from_pylist([{"node": node, **point} for point in ordered], schema=CURVE)
