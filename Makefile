@@ -5,7 +5,7 @@ PORT ?= 8000
 # Constraints pin every package to the version that the tests ran with.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test test-slow test-all lint typecheck bench clean
+.PHONY: help setup demo test test-slow test-long test-all lint typecheck bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,13 +28,16 @@ submit: setup ## run SPEC=jobs/specs/... as a job on a cluster [STORAGE=URI] [AD
 	$(BIN)/python jobs/submit.py $(SPEC) $(if $(STORAGE),--storage $(STORAGE)) $(if $(ADDRESS),--address $(ADDRESS))
 
 test: setup ## run the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster and not long'
 
-test-slow: setup ## run those that take minutes: killed sweeps, several Ray nodes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m '(slow or cluster) and not gpu'
+test-slow: setup ## run those that take minutes: every PEFT type, killed sweeps, several Ray nodes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m '(slow or cluster) and not gpu and not long'
+
+test-long: setup ## run those that take longest: a Slurm cluster in namespaces, trainings killed in every way
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long and not gpu'
 
 test-all: setup ## run every test that this machine can run
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: setup ## check style and spelling
 	$(BIN)/ruff check .

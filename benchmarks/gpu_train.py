@@ -4,7 +4,8 @@
 
 A random Llama of 0.1 and of 1 billion parameters learns random tokens, in rows of 1,024 that are all target: nothing
 is saved by skipping padding or the head. Weights are float32 with bfloat16 arithmetic (full) or bfloat16 (LoRA's
-frozen ones). One GPU, then all of them with DDP and with FSDP2. Steps are timed after the first five.
+frozen ones). One GPU, then all of them with DDP and with FSDP2. Steps are timed after the first five; the copy of the
+state that training takes every `checkpoint_steps` is not among them.
 
 Model FLOP utilisation counts 6 operations per parameter and token (forward 2, gradients of activations 2, of weights
 2), and 4 where weights are frozen; attention's own and what is computed twice do not count.

@@ -114,7 +114,6 @@ class Stopwatch:
     """What a training takes."""
 
     def __enter__(self) -> Self:
-        self.loaded = _peak_mib()
         self.wall, self.processor = time.perf_counter(), time.process_time()
         return self
 
@@ -129,7 +128,6 @@ class Stopwatch:
             "processor_seconds": self.processor,
             "targets": material.targets,
             "steps": steps,
-            "loaded_mib": self.loaded,
             "peak_mib": self.peak,
         }
 

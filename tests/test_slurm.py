@@ -72,7 +72,7 @@ method: {name: probe}
 sweep: {axes: {method.classifier: [majority, centroid]}, seeds: 2}
 """
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.long
 
 
 def sh(*words: str | Path) -> None:

@@ -211,5 +211,7 @@ def test_a_batch_without_a_number_is_skipped_and_what_followed_the_last_state_is
 def test_a_training_whose_data_are_not_to_blame_ends(tiny_llama: Path) -> None:
     everywhere = loop(tiny_llama, 0, tokens_per_batch=10_000)  # every batch holds every row
     assert len(GlobalBatches(everywhere.order.lengths, 10_000, 0).rows(0)) == 24
-    with pytest.raises(TrainingError, match=rf"diverges: at step 0 .*nan.* {MOST_ROLLBACKS + 1}th time; lower "):
+    with pytest.raises(
+        TrainingError, match=rf"diverges: at step 0 .*nan.* {MOST_ROLLBACKS + 1}th time in a row; lower "
+    ):
         everywhere.run()

@@ -240,8 +240,8 @@ class Loop:
         }
         if rollbacks >= MOST_ROLLBACKS:
             raise TrainingError(
-                f"training diverges: at step {before.step} {reason}, for the {MOST_ROLLBACKS + 1}th time; lower "
-                "training.learning_rate, or look at the rows"
+                f"training diverges: at step {before.step} {reason}, for the {MOST_ROLLBACKS + 1}th time in a row; "
+                "lower training.learning_rate, or look at the rows"
             )
         log.warning(
             "%s at step %d: back to step %d, %d batches are skipped", reason, before.step, state.step, event["skipped"]
