@@ -79,6 +79,26 @@ def run(
 
 
 @app.command()
+def pretrain(spec: Spec, overrides: Words = None, dry_run: DryRun = False, address: Address = None) -> None:
+    """Train a model from scratch; afterwards `recipe:NAME` names it. The same command resumes what was killed."""
+    from graft import pretraining
+    from graft.models import recipes
+    from graft.pretraining.recipe import Recipe
+    from graft.terminal import interruptible, progress
+
+    recipe = Recipe.from_yaml(spec, *(overrides or ()))
+    if dry_run:
+        folder = recipes.folder_of(recipe.name, pretraining.identity(recipe))
+        typer.echo(recipe.to_yaml() + f"# {folder}: {'trained' if recipes.is_whole(folder) else 'not trained yet'}")
+        return
+    with interruptible(), progress() as watch:
+        folder = pretraining.pretrain(recipe, watch(recipe.name), address)
+    for name, value in recipes.read_manifest(folder)["evaluation"].items():
+        typer.echo(f"{name:<18} {value:.4f}")
+    typer.echo(f"recipe:{recipe.name}: {folder}")
+
+
+@app.command()
 def sweep(
     spec: Spec,
     overrides: Words = None,

@@ -111,15 +111,16 @@ class Instructed(Tuned):
 
     def fit(self, rows: pa.Table, context: Context) -> Self:
         """Train on the rows' targets and on the other tasks'; the fitted node remembers no other task."""
-        more = [self._member(place, rows.num_rows, context) for place in range(len(self.mixture))]
+        seed = context.experiment.regime.seed
+        more = [self.member(place, rows.num_rows, seed) for place in range(len(self.mixture))]
         fitted = self.tuned(rows, context, pa.concat_tables(more) if more else None)
         return dataclasses.replace(fitted, mixture=())
 
-    def _member(self, place: int, own: int, context: Context) -> pa.Table:
-        """The encoded rows of another task, as many as the balance gives it."""
+    def member(self, place: int, own: int, seed: int) -> pa.Table:
+        """The encoded rows of another task, as many as the balance gives it beside the `own` ones."""
         member = self.mixture[place]
         data = section_class("task", member["task"]["name"]).model_validate(member["task"]).read()
-        random = generator(context.experiment.regime.seed, f"mixture-{place}-{member['rows']}")
+        random = generator(seed, f"mixture-{place}-{member['rows']}")
         count = max(1, round(member["weight"] * self._rows(data.train.num_rows, own)))
         # Whole rounds through its rows, then a part of one.
         order = np.concatenate(

@@ -13,13 +13,10 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-from graft.errors import ModelError, suggest
+from graft.errors import ModelError
 from graft.hashing import digest, file_sha256
-from graft.models import folders
+from graft.models import folders, recipes
 from graft.spec import ModelSource
-
-RECIPES: dict[str, str] = {}
-"""Name of every model that graft trains itself."""
 
 CARRIED = {
     "sentence-transformers/all-MiniLM-L6-v2": (
@@ -82,12 +79,7 @@ def locate(source: ModelSource) -> Path:
     """
     name = source.source
     if name.startswith("recipe:"):
-        known = (
-            suggest(name.removeprefix("recipe:"), RECIPES)
-            if RECIPES
-            else "known: none yet; give a folder or a hub name"
-        )
-        raise ModelError(f"{name}: no such recipe; {known}")
+        return recipes.find(name.removeprefix("recipe:"), source.variant)
     if is_endpoint(source):
         raise ModelError(f"{name}: an endpoint has no folder; text in, text out only")
     looked: list[str] = []

@@ -1,0 +1,289 @@
+"""Models from scratch: what a recipe says is trained once, by the one loop, and kept as a folder of transformers'.
+
+    recipe ─► documents or a little world ─► tokenizer ─► batches ─► loop ─► weights ─┬─► folder, manifest, card
+                                                                                     └─► instructions ─► instruct/
+
+A recipe is known by its contents: the same one is never trained twice, and of two processes that want it at once one
+trains while the other waits. A killed training goes on from its last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from graft import hashing, models
+from graft.execution import Progress, no_progress
+from graft.methods.instruct import Instructed
+from graft.models import recipes
+from graft.pretraining import card, corpus, evaluation, generated, language, packing
+from graft.pretraining.key_value import KeyValueWorld
+from graft.pretraining.recipe import KeyValue, Masked, Recipe, Text
+from graft.pretraining.world import LittleWorld
+from graft.seeds import generator
+from graft.storage import open_storage
+from graft.training import Job, Trained, carry_out
+from graft.training.states import State, curve
+
+log = logging.getLogger(__name__)
+
+HELD_OUT_ROWS = 1000
+"""Of a little world, evaluated on."""
+VALIDATION_TOKENS = 65536
+"""Of a corpus, looked at while it is learned."""
+WAIT_SECONDS = 1.0
+VERSION = 1
+"""Raise it when the same recipe would give another model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What a recipe learns from."""
+
+    tokenizer: Any
+    batches: packing.Pieces | generated.GeneratedRows
+    held_out: pa.Table | None
+    """Encoded rows to validate on; none of them is evaluated on."""
+    tested: Any
+    """Documents or rows to evaluate on."""
+
+
+def identity(recipe: Recipe) -> str:
+    """Twelve hex characters: the recipe with the contents of what it learns from, and not where that lies.
+
+    Raises:
+        DataError: the documents cannot be read.
+    """
+    return _identity(recipe, corpus.read(recipe.data) if isinstance(recipe.data, Text) else None)
+
+
+def _identity(recipe: Recipe, documents: corpus.Corpus | None) -> str:
+    outside: Any = {
+        "name": True,
+        "scaling": True,
+        "data": {"path", "column"},
+        "training": {"checkpoint_seconds"},
+        "instruct": {"training": {"checkpoint_seconds"}, "mixture": {"__all__": {"task": {"path", "train", "test"}}}},
+    }
+    values = recipe.model_dump(mode="json", exclude=outside)
+    others = [] if recipe.instruct is None else [one.task.read().fingerprint for one in recipe.instruct.mixture]
+    return hashing.digest(VERSION, values, documents.fingerprint if documents else None, others)[:12]
+
+
+def pretrain(recipe: Recipe, progress: Progress = no_progress, address: str | None = None) -> Path:
+    """The folder of a recipe's model, trained now unless it was trained before.
+
+    Args:
+        recipe: what to train.
+        progress: watches the steps go by.
+        address: of the Ray cluster on which several workers train; None starts one on this machine for them.
+
+    Raises:
+        DataError: there is too little to learn from.
+        ModelError: what was trained before is damaged.
+        TrainingError: training diverges.
+    """
+    documents = corpus.read(recipe.data) if isinstance(recipe.data, Text) else None
+    folder = recipes.folder_of(recipe.name, _identity(recipe, documents))
+    if not recipes.is_whole(folder):
+        with _alone(folder):
+            if not recipes.is_whole(folder):  # another process may have trained it meanwhile
+                with _logging_to(folder / "run.log"):
+                    _train(recipe, documents, folder, progress, address)
+    recipes.check(folder, f"recipe:{recipe.name}")
+    if folder.parent.parent == recipes.home():
+        recipes.point_to(folder)
+    return folder
+
+
+def _train(
+    recipe: Recipe, documents: corpus.Corpus | None, folder: Path, progress: Progress, address: str | None
+) -> None:
+    """From nothing, or the last checkpoint, to a finished folder."""
+    from graft.models.loading import resolve_device
+
+    log.info("%s begins: %s", recipe.name, recipe.model_dump_json())
+    material = _material(recipe, documents)
+    settings = language.settings_of(recipe.model, material.tokenizer)
+    node = language.Scratch(settings, recipe.training.seed, resolve_device(recipe.scaling.device))
+    held_out = material.held_out if recipe.training.validate_every_steps else None
+    job = Job(node, recipe.training, material.batches, held_out, recipe.scaling.strategy)
+    trained = _carry_out(job, recipe, folder, progress, address)
+    language.write(node, trained.weights, material.tokenizer, recipe.weights, folder)
+    curves = [curve(trained.state, "pretrained")]
+    found = _evaluated(recipe, node, material, folder, progress)
+    if recipe.instruct is not None:
+        state = _instruct(recipe, node, material.tokenizer, folder, progress, address)
+        curves.append(curve(state, "instruct"))
+    parquet.write_table(pa.concat_tables(curves), folder / "training.parquet")
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    about = {
+        "name": recipe.name,
+        "identity": folder.name,
+        "data": documents.fingerprint if documents else material.batches.fingerprint(),
+        "parameters": sum(value.size for value in trained.weights.values()),
+        "tokens": trained.state.tokens,
+        "seconds": round(trained.state.seconds),
+        "evaluation": found,
+    }
+    (folder / "README.md").write_text(card.text(recipe, about, curves[0]), encoding="utf-8")
+    recipes.write_manifest(folder, about)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    log.info("%s is done: %s", recipe.name, found)
+
+
+def _carry_out(job: Job, recipe: Recipe, folder: Path, progress: Progress, address: str | None) -> Trained:
+    """One training of a recipe, with as many workers as it says."""
+    storage = folder.parent
+
+    def together(job: Job, own: str, progress: Progress) -> Trained:
+        from graft.training.workers import train_together
+
+        return train_together(
+            job, own, progress, storage=storage, address=address, scaling=recipe.scaling, name=recipe.name
+        )
+
+    files = open_storage(storage)
+    return carry_out(job, files, folder.name, progress, together if recipe.scaling.workers > 1 else None)
+
+
+def _material(recipe: Recipe, documents: corpus.Corpus | None) -> Material:
+    """The tokenizer and the rows of a recipe.
+
+    Raises:
+        DataError: there is too little to learn from.
+    """
+    training = recipe.training
+    if documents is None:
+        return _generated(recipe)
+    assert isinstance(recipe.data, Text)
+    learned, looked_at = documents.learned, documents.learned[:0]
+    if training.validate_every_steps:
+        learned, looked_at = corpus.divided(learned, recipe.data.held_out)
+    tokenizer = corpus.learn_tokenizer(learned, recipe.data.vocabulary, recipe.model.context)
+    stages = packing.stages_of(recipe.blocks, recipe.model.context, training.max_steps)
+
+    def pieces(texts: tuple[str, ...], stages: tuple[packing.Stage, ...], tokens_per_batch: int) -> packing.Pieces:
+        tokens = corpus.encode(tokenizer, texts)
+        tokens_per_batch = min(tokens_per_batch, len(tokens) - 1) if texts is not learned else tokens_per_batch
+        if isinstance(recipe.model, Masked):
+            masked = (recipe.model.share, tokenizer.mask_token_id, len(tokenizer))
+            return packing.Gaps(tokens, stages, tokens_per_batch, training.seed, *masked)
+        return packing.Pieces(tokens, stages, tokens_per_batch, training.seed)
+
+    batches = pieces(learned, stages, training.tokens_per_batch)
+    last = (packing.Stage(0, stages[-1].length),)
+    held_out = pieces(looked_at, last, VALIDATION_TOKENS).batch(0) if looked_at else None
+    tested: Any = documents.held_out
+    if isinstance(recipe.model, Masked):
+        tested = pieces(tested, last, VALIDATION_TOKENS).batch(0)
+    return Material(tokenizer, batches, held_out, tested)
+
+
+def _generated(recipe: Recipe) -> Material:
+    """The words and rows of a little world."""
+    data = recipe.data
+    assert not isinstance(data, Text)
+    world: generated.Generator = KeyValueWorld.of(data) if isinstance(data, KeyValue) else LittleWorld.of(data)
+    tokenizer = generated.word_tokenizer(world.words, recipe.model.context)
+    rows = generated.GeneratedRows(
+        world,
+        {str(part): share for part, share in data.parts.items()},
+        tokenizer.get_vocab(),
+        recipe.model.context,
+        recipe.training.tokens_per_batch,
+        recipe.training.seed,
+    )
+    kept = rows.held_out(2 * HELD_OUT_ROWS)
+    if not kept:  # what there is to know is all learned, so that alone can be asked
+        random = generator(recipe.training.seed, "asked")
+        kept = [rows.row(random) for _ in range(2 * HELD_OUT_ROWS)]
+    return Material(tokenizer, rows, rows.table(kept[::2]), tuple(kept[1::2]))
+
+
+def _evaluated(
+    recipe: Recipe, node: language.Scratch, material: Material, folder: Path, progress: Progress
+) -> dict[str, float]:
+    """What the finished model makes of what it never saw."""
+    about = f"evaluate {recipe.name}"
+    if isinstance(material.batches, generated.GeneratedRows):
+        return evaluation.exact_match(language.read(folder), material.batches, material.tested)
+    if isinstance(recipe.model, Masked):
+        return {"masked_nats": evaluation.masked_loss(language.read(folder), node, material.tested)}
+    handle = models.load(str(folder), recipe.scaling.device)
+    found = evaluation.bits_per_byte(handle, material.tested, lambda done, total: progress(about, done, total))
+    return {"bits_per_byte": found}
+
+
+def _instruct(
+    recipe: Recipe, node: language.Scratch, tokenizer: Any, folder: Path, progress: Progress, address: str | None
+) -> State:
+    """The second stage: the model learns to answer instructions; gives how that went."""
+    assert recipe.instruct is not None
+    stage, handle = recipe.instruct, models.load(str(folder), recipe.scaling.device)
+    tasks = [member.task.read() for member in stage.mixture]
+    instructed = Instructed(
+        model=handle,
+        inputs=tasks[0].inputs,
+        kind=tasks[0].kind,
+        template="",
+        max_tokens=None,
+        instruction=None,
+        length_normalize=False,
+        max_new_tokens=1,
+        generation=True,
+        adapter={"full": True},
+        seed=stage.training.seed,
+        mixture=tuple(
+            {**member.model_dump(mode="json"), "rows": task.fingerprint}
+            for member, task in zip(stage.mixture, tasks, strict=True)
+        ),
+        limit=stage.limit,
+    )
+    rows = [instructed.member(place, own=stage.limit, seed=stage.training.seed) for place in range(len(tasks))]
+    job = Job(instructed, stage.training, pa.concat_tables(rows).combine_chunks(), strategy=recipe.scaling.strategy)
+    trained = _carry_out(job, recipe, folder, progress, address)
+    language.write(node, trained.weights, tokenizer, recipe.weights, folder / recipes.INSTRUCT)
+    return trained.state
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process trains the same recipe; the operating system lets go when a process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        waits = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waits:
+                    log.warning("%s: another process trains it; this one waits, and reads it then", folder)
+                waits = True
+                time.sleep(WAIT_SECONDS)
+        yield
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("graft")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

@@ -1,0 +1,162 @@
+"""What a user may write to have a model trained from scratch.
+
+    name, model, data, training ─► graft pretrain ─► a folder of transformers' ─► models: {base: {source: recipe:NAME}}
+
+Nothing here imports torch or transformers.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from graft.methods.instruct import Member
+from graft.sections import Document, Section
+from graft.spec import Scaling, Training
+
+
+class Causal(Section):
+    """A language model that continues text: a Llama with rotary positions, its embedding tied to its head."""
+
+    kind: Literal["causal"] = "causal"
+    width: int = Field(ge=8, le=16384)
+    """Numbers in a token's state; a multiple of `heads`."""
+    layers: int = Field(ge=1, le=512)
+    """Blocks."""
+    heads: int = Field(ge=1)
+    """Attention heads."""
+    kv_heads: int | None = Field(None, ge=1)
+    """Heads of keys and values, which divide `heads`; null is one for each."""
+    feed_forward: int | None = Field(None, ge=1)
+    """Width inside the feed-forward; null is 8/3 of `width`, rounded up to a multiple of 16."""
+    context: int = Field(1024, ge=8)
+    """Longest text, in tokens."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is no even multiple of heads {self.heads}")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+class Masked(Section):
+    """An encoder that fills gaps: a BERT without sentence pairs."""
+
+    kind: Literal["masked"] = "masked"
+    width: int = Field(ge=8, le=16384)
+    """Numbers in a token's state; a multiple of `heads`."""
+    layers: int = Field(ge=1, le=512)
+    """Blocks."""
+    heads: int = Field(ge=1)
+    """Attention heads."""
+    feed_forward: int | None = Field(None, ge=1)
+    """Width inside the feed-forward; null is 4 times `width`."""
+    context: int = Field(512, ge=8)
+    """Longest text, in tokens."""
+    share: float = Field(0.15, gt=0, lt=1)
+    """Share of tokens to be guessed: 80 % of them masked, 10 % another token, 10 % left
+    (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+class Text(Section):
+    """Documents to learn language from."""
+
+    kind: Literal["text"] = "text"
+    path: str
+    """Parquet, CSV or JSONL with a text column, a .txt file, or a folder of .txt files."""
+    column: str = "text"
+    """The text column of a table."""
+    join_lines: bool = False
+    """Join the lines of each paragraph, for books that were set in lines of one width."""
+    held_out: float = Field(0.02, gt=0, lt=1)
+    """Share of documents that are evaluated on and never learned; chosen by what they say."""
+    vocabulary: int = Field(4096, ge=260)
+    """Tokens, the 256 bytes and the special ones included; byte-level BPE learned on the same documents."""
+
+
+class KeyValue(Section):
+    """Sums whose operands are names: what two models can only do together.
+
+    Bansal et al. 2024 (CALM, arXiv:2401.02412, section 4.1), with keys and numbers of one token each.
+    """
+
+    kind: Literal["key-value"] = "key-value"
+    keys: int = Field(2000, ge=8)
+    """Names."""
+    values: int = Field(20, ge=2)
+    """A name's value is one of 0 to `values` - 1."""
+    operands: int = Field(2, ge=2, le=8)
+    """Names or numbers in an expression, joined by + and -."""
+    parts: dict[Literal["pairs", "substitute", "numbers", "solve"], float] = Field(min_length=1)
+    """Share of each kind of row: pairs `a=7`, substitute `a+b=7+3`, numbers `7+3=10`, solve `a+b=10`."""
+    held_in: float = Field(1.0, gt=0, le=1)
+    """Share of the names that rows of `solve` are about."""
+    world: int = Field(0, ge=0)
+    """Draws the names' values and which are held in: the same for models that are to be composed."""
+
+
+class World(Section):
+    """Short texts about people, places and things that exist only here: facts, and questions that need several.
+
+    A seeded world in the manner of PhantomWiki (Gong et al. 2025): the truth is known for every question.
+    """
+
+    kind: Literal["world"] = "world"
+    people: int = Field(200, ge=8)
+    """Inhabitants, each with a home, a trade and relatives."""
+    hops: int = Field(2, ge=1, le=3)
+    """Most relations that a question follows."""
+    parts: dict[Literal["facts", "questions", "rationales"], float] = Field(min_length=1)
+    """Share of each kind of row; a rationale is a question answered step by step."""
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of questions that are never learned."""
+    world: int = Field(0, ge=0)
+    """Draws the inhabitants and what is true of them."""
+
+
+class Instruction(Section):
+    """A second stage: the model learns to follow instructions."""
+
+    mixture: tuple[Member, ...] = Field(min_length=1)
+    """The tasks, their templates and instructions."""
+    limit: int = Field(3000, ge=1)
+    """Rows of one task at most."""
+    training: Training = Training()
+    """The loop of this stage."""
+
+
+class Recipe(Document):
+    """A model that is trained from scratch."""
+
+    model: Annotated[Causal | Masked, Field(discriminator="kind")]
+    """What is trained."""
+    data: Annotated[Text | KeyValue | World, Field(discriminator="kind")]
+    """What it learns from."""
+    blocks: tuple[tuple[int, float], ...] = ()
+    """Lengths of the pieces that text is packed into, each for a share of the steps, in turn; empty packs to the
+    whole context. Short ones are cheaper; the last should be as long as the model will be used."""
+    training: Training = Training()
+    """The loop."""
+    instruct: Instruction | None = None
+    """A second stage on instructions, which gives the variant `instruct`; null for none."""
+    weights: Literal["float32", "float16"] = "float32"
+    """How the finished weights are written; they are trained in float32."""
+    scaling: Scaling = Scaling()
+    """Where the work runs."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if any(length > self.model.context for length, _ in self.blocks):
+            raise ValueError(f"blocks: a piece is longer than model.context, which is {self.model.context}")
+        if self.blocks and abs(sum(share for _, share in self.blocks) - 1) > 1e-6:
+            raise ValueError("blocks: the shares of the steps do not add up to 1")
+        if self.model.kind == "masked" and (self.data.kind != "text" or self.instruct is not None):
+            raise ValueError("model.kind: masked learns from data.kind text alone; use causal")
+        return self
