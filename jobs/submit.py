@@ -21,6 +21,7 @@ sys.path.insert(0, str(REPO / "platform"))
 from graft.cluster import use_tokens  # noqa: E402 -- found by the line above
 from graft.errors import ClusterError, GraftError, SpecError  # noqa: E402
 from graft.spec import Experiment  # noqa: E402
+from graft.specfile import read_yaml  # noqa: E402
 
 
 async def follow(spec: Path, words: list[str], address: str) -> int:
@@ -29,7 +30,9 @@ async def follow(spec: Path, words: list[str], address: str) -> int:
         raise SpecError(f"--address {address}: give the dashboard's, for example http://127.0.0.1:8265")
     if not spec.resolve().is_relative_to(REPO):
         raise SpecError(f"{spec}: a job sees only what lies in {REPO}; move the spec there")
-    script = "jobs/sweep.py" if Experiment.from_yaml(spec).sweep else "jobs/run.py"
+    script = "jobs/pretrain.py"
+    if "model" not in read_yaml(spec):
+        script = "jobs/sweep.py" if Experiment.from_yaml(spec).sweep else "jobs/run.py"
     entrypoint = shlex.join(["python", script, str(spec.resolve().relative_to(REPO)), *words])
     use_tokens(create=False)
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers it to what its client is told

@@ -196,13 +196,14 @@ def _options(name: str) -> dict[str, Any]:
 
 
 def _worker_variables() -> dict[str, str]:
-    """What a worker on another node needs to find this graft, and to stay behind the token."""
+    """What a worker on another node needs to find this graft and its models, and to stay behind the token."""
     own = Path(__file__).resolve().parents[1]
+    models = {name: os.environ[name] for name in ("GRAFT_MODELS",) if name in os.environ}
     if "site-packages" in own.parts:  # installed: so it has to be on every node
-        return dict(_QUIET)
+        return _QUIET | models
     given = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     paths = dict.fromkeys([own, *given])
-    return {**_QUIET, "PYTHONPATH": os.pathsep.join(map(_on_any_node, paths))}
+    return {**_QUIET, **models, "PYTHONPATH": os.pathsep.join(map(_on_any_node, paths))}
 
 
 def _on_any_node(path: Path) -> str:

@@ -105,7 +105,7 @@ class CausalModel(LocalModel):
 
     def _rows(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of each prompt to write after."""
-        return [self._never_empty(self._with_lead(ids)) for ids in self._tokenize(prompts, special=False)]
+        return [self.never_empty(self._with_lead(ids)) for ids in self._tokenize(prompts, special=False)]
 
     def _with_lead(self, ids: list[int]) -> list[int]:
         """What the tokenizer puts before a text, unless a rendered chat already begins with it."""
@@ -128,7 +128,7 @@ class CausalModel(LocalModel):
         """
         shared = min((prefixes.common_length(context, tokens) for tokens in whole), default=len(context))
         if not shared:
-            start = self._never_empty([])
+            start = self.never_empty([])
             context, whole, shared = [*start, *context], [[*start, *tokens] for tokens in whole], 1
         for tokens, option in zip(whole, options, strict=True):
             if len(tokens) == shared:

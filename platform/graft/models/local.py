@@ -193,7 +193,7 @@ class LocalModel(Model):
 
     def _dressed(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each text as it is embedded."""
-        return [self._never_empty(ids) for ids in self._tokenize([self.readout.dress(text) for text in texts])]
+        return [self.never_empty(ids) for ids in self._tokenize([self.readout.dress(text) for text in texts])]
 
     def _shorter_texts(self, texts: Sequence[str], lengths: Sequence[int]) -> str:
         """The cure for texts that do not fit: what the readout puts around a text needs room too."""
@@ -264,7 +264,7 @@ class LocalModel(Model):
         )
         return list(encoded["input_ids"])
 
-    def _never_empty(self, ids: list[int]) -> list[int]:
+    def never_empty(self, ids: list[int]) -> list[int]:
         """A sequence that the model can read: an empty one is its start token alone."""
         if ids:
             return ids

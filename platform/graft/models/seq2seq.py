@@ -86,7 +86,7 @@ class Seq2SeqModel(LocalModel):
         return [max(len(row), max_new_tokens) for row in self._rows(prompts)]
 
     def _rows(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [self._never_empty(ids) for ids in self._tokenize(prompts)]
+        return [self.never_empty(ids) for ids in self._tokenize(prompts)]
 
     def _prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         rows = self._rows(prompts)

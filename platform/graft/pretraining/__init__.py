@@ -26,7 +26,7 @@ from graft.methods.instruct import Instructed
 from graft.models import recipes
 from graft.pretraining import card, corpus, evaluation, generated, language, packing
 from graft.pretraining.key_value import KeyValueWorld
-from graft.pretraining.recipe import KeyValue, Masked, Recipe, Text
+from graft.pretraining.recipe import Head, KeyValue, LogisticTasks, Masked, Recipe, Text, World
 from graft.pretraining.world import LittleWorld
 from graft.seeds import generator
 from graft.storage import open_storage
@@ -108,9 +108,25 @@ def _train(
     recipe: Recipe, documents: corpus.Corpus | None, folder: Path, progress: Progress, address: str | None
 ) -> None:
     """From nothing, or the last checkpoint, to a finished folder."""
+    log.info("%s begins: %s", recipe.name, recipe.model_dump_json())
+    about, curves = _made(recipe, documents, folder, progress, address)
+    parquet.write_table(pa.concat_tables(curves), folder / "training.parquet")
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    about = {"name": recipe.name, "identity": folder.name, **about}
+    (folder / "README.md").write_text(card.text(recipe, about, curves[0]), encoding="utf-8")
+    recipes.write_manifest(folder, about)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    log.info("%s is done: %s", recipe.name, about["evaluation"])
+
+
+def _made(
+    recipe: Recipe, documents: corpus.Corpus | None, folder: Path, progress: Progress, address: str | None
+) -> tuple[dict[str, Any], list[pa.Table]]:
+    """Train and write the model; gives what there is to say of it, and the curves of its stages."""
     from graft.models.loading import resolve_device
 
-    log.info("%s begins: %s", recipe.name, recipe.model_dump_json())
+    if isinstance(recipe.model, Head):
+        return _head(recipe, folder, progress, address)
     material = _material(recipe, documents)
     settings = language.settings_of(recipe.model, material.tokenizer)
     node = language.Scratch(settings, recipe.training.seed, resolve_device(recipe.scaling.device))
@@ -123,21 +139,42 @@ def _train(
     if recipe.instruct is not None:
         state = _instruct(recipe, node, material.tokenizer, folder, progress, address)
         curves.append(curve(state, "instruct"))
-    parquet.write_table(pa.concat_tables(curves), folder / "training.parquet")
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    about = {
-        "name": recipe.name,
-        "identity": folder.name,
-        "data": documents.fingerprint if documents else material.batches.fingerprint(),
+    return _about(trained, documents.fingerprint if documents else material.batches.fingerprint(), found), curves
+
+
+def _head(
+    recipe: Recipe, folder: Path, progress: Progress, address: str | None
+) -> tuple[dict[str, Any], list[pa.Table]]:
+    """Train and write a reasoning module."""
+    from graft.models.loading import resolve_device
+    from graft.pretraining import head, synthetic
+
+    model, data, training = recipe.model, recipe.data, recipe.training
+    assert isinstance(model, Head)
+    assert isinstance(data, LogisticTasks)
+    sizes = {"width": model.width, "layers": model.layers, "heads": model.heads}
+    settings = {"dimensions": data.dimensions, "points": data.points, **sizes}
+    node = head.HeadNode(settings, data.weight_scale, training.seed, resolve_device(recipe.scaling.device))
+    batches = synthetic.TaskBatches(data, training.seed)
+    held_out = batches.fresh(data.tasks_per_batch) if training.validate_every_steps else None
+    trained = _carry_out(
+        Job(node, training, batches, held_out, recipe.scaling.strategy), recipe, folder, progress, address
+    )
+    finished = node.trained(trained.weights)
+    finished.save(folder)
+    found = head.accuracy(finished, batches)
+    return _about(trained, batches.fingerprint(), found), [curve(trained.state, "pretrained")]
+
+
+def _about(trained: Trained, data: str, found: dict[str, float]) -> dict[str, Any]:
+    """What there is to say of a trained model."""
+    return {
+        "data": data,
         "parameters": sum(value.size for value in trained.weights.values()),
         "tokens": trained.state.tokens,
         "seconds": round(trained.state.seconds),
         "evaluation": found,
     }
-    (folder / "README.md").write_text(card.text(recipe, about, curves[0]), encoding="utf-8")
-    recipes.write_manifest(folder, about)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    log.info("%s is done: %s", recipe.name, found)
 
 
 def _carry_out(job: Job, recipe: Recipe, folder: Path, progress: Progress, address: str | None) -> Trained:
@@ -165,6 +202,7 @@ def _material(recipe: Recipe, documents: corpus.Corpus | None) -> Material:
     if documents is None:
         return _generated(recipe)
     assert isinstance(recipe.data, Text)
+    assert not isinstance(recipe.model, Head)
     learned, looked_at = documents.learned, documents.learned[:0]
     if training.validate_every_steps:
         learned, looked_at = corpus.divided(learned, recipe.data.held_out)
@@ -191,7 +229,8 @@ def _material(recipe: Recipe, documents: corpus.Corpus | None) -> Material:
 def _generated(recipe: Recipe) -> Material:
     """The words and rows of a little world."""
     data = recipe.data
-    assert not isinstance(data, Text)
+    assert isinstance(data, KeyValue | World)
+    assert not isinstance(recipe.model, Head)
     world: generated.Generator = KeyValueWorld.of(data) if isinstance(data, KeyValue) else LittleWorld.of(data)
     tokenizer = generated.word_tokenizer(world.words, recipe.model.context)
     rows = generated.GeneratedRows(

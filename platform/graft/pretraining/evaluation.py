@@ -28,7 +28,7 @@ def bits_per_byte(
     nats, size = 0.0, 0
     context = model.context_tokens or 1024
     with model.lock, torch.inference_mode():
-        start = model._never_empty([])
+        start = model.never_empty([])
         for place, text in enumerate(texts):
             ids = model.tokenizer(text, verbose=False)["input_ids"]
             ids = ids if ids[: len(start)] == start else [*start, *ids]

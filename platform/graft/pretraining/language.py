@@ -4,6 +4,7 @@ Shapes: B rows, T positions.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +169,10 @@ def write(node: Scratch, weights: Mapping[str, np.ndarray], tokenizer: Any, dtyp
         network = node.network()
         own = {name.removeprefix("network."): torch.from_numpy(value) for name, value in weights.items()}
         network.load_state_dict(own, strict=False)
-        # The file holds few digits; who reads it computes in float32.
         network.to(getattr(torch, dtype)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    # The file may hold few digits; who reads it computes in float32.
+    config = folder / "config.json"
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n", encoding="utf-8"
+    )

@@ -65,6 +65,48 @@ class Masked(Section):
         return self
 
 
+class Head(Section):
+    """A reasoning module: reads labelled points and says the label of the next one (TART, arXiv:2306.07536)."""
+
+    kind: Literal["reasoning-head"] = "reasoning-head"
+    width: int = Field(ge=8, le=16384)
+    """Numbers in a state; a multiple of `heads`."""
+    layers: int = Field(ge=1, le=512)
+    """Blocks."""
+    heads: int = Field(ge=1)
+    """Attention heads."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+class LogisticTasks(Section):
+    """Classifications that exist nowhere: points from a normal distribution, labels from a random linear rule."""
+
+    kind: Literal["logistic-tasks"] = "logistic-tasks"
+    dimensions: int = Field(16, ge=1)
+    """Of a point, in the end."""
+    points: int = Field(258, ge=2)
+    """Of a task, in the end."""
+    weight_scale: float = Field(10.0, gt=0)
+    """Standard deviation of a task's weights: the larger, the less chance is in its labels."""
+    tasks_per_batch: int = Field(128, ge=1)
+    """Tasks in a global batch; `training.tokens_per_device` says how many a device holds at once."""
+    first_dimensions: int = Field(4, ge=1)
+    """At the first step."""
+    first_points: int = Field(18, ge=2)
+    """At the first step."""
+    more_dimensions: int = Field(4, ge=0)
+    """Added at each stage of the curriculum."""
+    more_points: int = Field(30, ge=0)
+    """Added at each stage of the curriculum."""
+    every_steps: int = Field(1000, ge=1)
+    """Length of a stage."""
+
+
 class Text(Section):
     """Documents to learn language from."""
 
@@ -135,9 +177,9 @@ class Instruction(Section):
 class Recipe(Document):
     """A model that is trained from scratch."""
 
-    model: Annotated[Causal | Masked, Field(discriminator="kind")]
+    model: Annotated[Causal | Masked | Head, Field(discriminator="kind")]
     """What is trained."""
-    data: Annotated[Text | KeyValue | World, Field(discriminator="kind")]
+    data: Annotated[Text | KeyValue | World | LogisticTasks, Field(discriminator="kind")]
     """What it learns from."""
     blocks: tuple[tuple[int, float], ...] = ()
     """Lengths of the pieces that text is packed into, each for a share of the steps, in turn; empty packs to the
@@ -153,10 +195,17 @@ class Recipe(Document):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        suited = {"causal": ("text", "key-value", "world"), "masked": ("text",), "reasoning-head": ("logistic-tasks",)}
+        if self.data.kind not in suited[self.model.kind]:
+            raise ValueError(f"data.kind: {self.model.kind} learns from {' or '.join(suited[self.model.kind])}")
+        if self.instruct is not None and self.model.kind != "causal":
+            raise ValueError("instruct is for model.kind causal")
+        if self.blocks and self.data.kind != "text":
+            raise ValueError("blocks are pieces of a text; leave them out")
+        if isinstance(self.model, Head):
+            return self
         if any(length > self.model.context for length, _ in self.blocks):
             raise ValueError(f"blocks: a piece is longer than model.context, which is {self.model.context}")
         if self.blocks and abs(sum(share for _, share in self.blocks) - 1) > 1e-6:
             raise ValueError("blocks: the shares of the steps do not add up to 1")
-        if self.model.kind == "masked" and (self.data.kind != "text" or self.instruct is not None):
-            raise ValueError("model.kind: masked learns from data.kind text alone; use causal")
         return self

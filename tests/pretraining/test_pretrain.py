@@ -1,0 +1,375 @@
+"""From a recipe to a folder: trained once, whatever is killed, and an ordinary model for everyone else."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import transformers
+from pyarrow import parquet
+from safetensors.numpy import load_file
+
+from graft import models, pretraining
+from graft.errors import DataError, ModelError, SpecError
+from graft.models import recipes
+from graft.pretraining import corpus
+from graft.pretraining.evaluation import bits_per_byte
+from graft.pretraining.recipe import Recipe, Text
+from graft.spec import Experiment, ModelSource
+
+TOLD = "the rain falls on the sea and the wind blows over the hill while a ship sails to the far white shore"
+WORDS = TOLD.split()
+
+
+def write_corpus(folder: Path, documents: int = 60) -> Path:
+    """Sentences of few words, each document its own."""
+    random = np.random.default_rng(3)
+    texts = [
+        ". ".join(" ".join(random.choice(WORDS, 6)) for _ in range(12)) + f". This was number {at}."
+        for at in range(documents)
+    ]
+    parquet.write_table(pa.table({"text": texts}), folder / "corpus.parquet")
+    return folder / "corpus.parquet"
+
+
+def recipe(path: Path, **changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "model": {"kind": "causal", "width": 32, "layers": 2, "heads": 2, "context": 64},
+        "data": {"kind": "text", "path": str(path), "vocabulary": 320, "held_out": 0.1},
+        "training": {"max_steps": 40, "tokens_per_batch": 512, "learning_rate": 1e-2, "checkpoint_steps": 5},
+    }
+    return Recipe.from_mapping({**values, **changes})
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's models lie."""
+    folder = tmp_path_factory.mktemp("models")
+    monkeypatch.setenv("GRAFT_MODELS", str(folder))
+    monkeypatch.setattr(recipes, "SHIPPED", folder / "none")
+    return folder
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path)
+
+
+def test_a_language_model_is_made_and_everyone_can_use_it(path: Path, home: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    spec = recipe(path, weights="float16", blocks=[[32, 0.5], [64, 0.5]])
+    folder = pretraining.pretrain(spec, lambda what, *_: said.append(what))
+    assert folder == home / "tiny" / pretraining.identity(spec)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer("the rain", return_tensors="pt")
+    written = network.generate(**asked, max_new_tokens=12, do_sample=False)
+    words = tokenizer.decode(written[0], skip_special_tokens=True).split()
+    assert sum(word.strip(".") in WORDS for word in words) >= len(words) - 2
+    assert {str(value.dtype) for value in load_file(folder / "model.safetensors").values()} == {"float16"}
+    manifest = recipes.read_manifest(folder)
+    assert manifest["evaluation"]["bits_per_byte"] < 2
+    assert manifest["tokens"] == 40 * 512
+    curve = parquet.read_table(folder / "training.parquet")
+    assert curve["loss"][0].as_py() == pytest.approx(math.log(320), rel=0.1)
+    assert curve["loss"][-1].as_py() < 3
+    page = (folder / "README.md").read_text()
+    assert "bits_per_byte" in page
+    assert Recipe.from_yaml(folder / "recipe.yaml") == spec
+    assert not (folder / "checkpoints").exists()
+    # By its name, in an experiment.
+    handle = models.load("recipe:tiny")
+    assert handle.context_tokens == 64
+    assert handle.dtype == "torch.float32"
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"rain {at},wet\nwind {at},dry\n" for at in range(20)))
+    task = {"name": "file", "path": str(rows), "text": "text", "label": "label"}
+    base = {"base": {"source": "recipe:tiny"}}
+    training = {"max_steps": 3, "tokens_per_batch": 256}
+    for method in ({"name": "icl", "num_shots": 0}, {"name": "full"}, {"name": "peft"}):
+        spec_of = {"name": "x", "models": base, "task": task, "regime": {"examples": 8}, "method": method}
+        result = Experiment.from_mapping({**spec_of, "training": training}).run(tmp_path / "out")
+        assert result.values["accuracy"] >= 0
+    # What is there is read.
+    said.clear()
+    assert pretraining.pretrain(spec, lambda what, *_: said.append(what)) == folder
+    assert not said
+
+
+def test_the_identity_is_what_is_learned_and_not_where_it_lies(path: Path, tmp_path: Path) -> None:
+    mark = pretraining.identity(recipe(path))
+    moved = tmp_path / "moved.parquet"
+    moved.write_bytes(path.read_bytes())
+    assert pretraining.identity(recipe(moved)) == mark
+    assert pretraining.identity(recipe(path, name="other", scaling={"workers": 2})) == mark
+    seconds = {
+        "max_steps": 40,
+        "tokens_per_batch": 512,
+        "learning_rate": 1e-2,
+        "checkpoint_steps": 5,
+        "checkpoint_seconds": 3,
+    }
+    assert pretraining.identity(recipe(path, training=seconds)) == mark
+    others = [
+        recipe(path, training={"max_steps": 41}),
+        recipe(path, weights="float16"),
+        recipe(path, blocks=[[32, 1.0]]),
+        recipe(write_corpus(tmp_path, 61)),
+    ]
+    assert len({mark, *map(pretraining.identity, others)}) == 5
+
+
+def graft(*words: str, **changes: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "graft.cli", "pretrain", *words]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **changes)
+
+
+def until(what: Any, process: subprocess.Popen[str]) -> None:
+    while not what():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+SLOWLY = {
+    "max_steps": 120,
+    "tokens_per_batch": 2048,
+    "learning_rate": 1e-2,
+    "checkpoint_steps": 10,
+    "checkpoint_seconds": 0,
+}
+
+
+def test_killed_twice_it_ends_with_the_weights_of_an_undisturbed_training(
+    path: Path, home: Path, tmp_path: Path
+) -> None:
+    spec = recipe(path, training=SLOWLY)
+    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
+    for step in (20, 60):
+        process = graft(str(tmp_path / "spec.yaml"))
+        until(lambda step=step: [*home.glob(f"tiny/*/checkpoints/*/last-{step:09d}.*")], process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with pytest.raises(ModelError, match=r"recipe:tiny: no such model"):
+        models.load("recipe:tiny")
+    process = graft(str(tmp_path / "spec.yaml"))
+    told, error = process.communicate()
+    assert process.returncode == 0, error
+    assert "bits_per_byte" in told
+    killed = load_file(models.locate(ModelSource(source="recipe:tiny")) / "model.safetensors")
+    log = (next(home.glob("tiny/*/run.log"))).read_text()
+    assert log.count("training goes on from step") == 2
+    os.environ["GRAFT_MODELS"] = str(tmp_path / "other")
+    undisturbed = load_file(pretraining.pretrain(spec) / "model.safetensors")
+    assert killed.keys() == undisturbed.keys()
+    assert all(np.array_equal(killed[name], undisturbed[name]) for name in killed)
+
+
+def test_of_two_processes_one_trains_and_the_other_reads(path: Path, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(recipe(path, training=SLOWLY).to_yaml())
+    first = graft(str(tmp_path / "spec.yaml"))
+    until(lambda: [*home.glob("tiny/*/checkpoints/*/last-*")], first)
+    second = graft(str(tmp_path / "spec.yaml"))
+    told = [process.communicate() for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), told
+    assert told[0][0] == told[1][0]
+    assert "another process trains it; this one waits" in told[1][1]
+    [log] = home.glob("tiny/*/run.log")
+    assert log.read_text().count("tiny begins") == 1
+
+
+def test_damaged_weights_are_noticed(path: Path, tmp_path: Path) -> None:
+    folder = pretraining.pretrain(recipe(path))
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ModelError, match=r"recipe:tiny: .*model\.safetensors is damaged: .* graft pretrain"):
+        models.load("recipe:tiny")
+    with pytest.raises(ModelError, match="is damaged"):
+        pretraining.pretrain(recipe(path))
+
+
+def test_a_name_that_nobody_trained(path: Path) -> None:
+    with pytest.raises(ModelError, match=r"recipe:tni: no such model; nothing is known here; graft pretrain SPEC"):
+        models.load("recipe:tni")
+    pretraining.pretrain(recipe(path))
+    with pytest.raises(ModelError, match=r"recipe:tni: no such model; did you mean 'tiny'"):
+        models.load("recipe:tni")
+    with pytest.raises(ModelError, match="has no variant instruct"):
+        models.load(ModelSource(source="recipe:tiny", variant="instruct"))
+    assert models.locate(ModelSource(source="recipe:tiny", variant="pretrained")).is_dir()
+
+
+def test_the_last_one_trained_is_the_one_that_the_name_means(path: Path) -> None:
+    first = pretraining.pretrain(recipe(path))
+    second = pretraining.pretrain(recipe(path, training={"max_steps": 2, "tokens_per_batch": 512}))
+    assert models.locate(ModelSource(source="recipe:tiny")) == second
+    pretraining.pretrain(recipe(path))
+    assert models.locate(ModelSource(source="recipe:tiny")) == first
+
+
+def test_an_encoder_that_fills_gaps(path: Path) -> None:
+    model = {"kind": "masked", "width": 32, "layers": 2, "heads": 2, "context": 64}
+    training = {"max_steps": 120, "tokens_per_batch": 1024, "learning_rate": 1e-2, "validate_every_steps": 60}
+    folder = pretraining.pretrain(recipe(path, name="gaps", model=model, training=training))
+    nats = recipes.read_manifest(folder)["evaluation"]["masked_nats"]
+    assert nats < 0.8 * math.log(320)
+    network = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("the rain falls on the sea", return_tensors="pt")
+    assert network(**ids).logits.shape[-1] == 320
+    handle = models.load("recipe:gaps")
+    assert handle.kind == "encoder"
+    assert handle.embed(["the rain", "the sea"]).shape == (2, 32)
+
+
+def test_a_model_of_a_little_world(home: Path) -> None:
+    training = {"max_steps": 250, "tokens_per_batch": 512, "learning_rate": 1e-2}
+    data = {"kind": "key-value", "keys": 12, "values": 4, "parts": {"pairs": 1, "numbers": 1}}
+    model = {"kind": "causal", "width": 32, "layers": 2, "heads": 2, "context": 16}
+    spec = Recipe.from_mapping({"name": "sums", "model": model, "data": data, "training": training})
+    folder = pretraining.pretrain(spec)
+    assert set(recipes.read_manifest(folder)["evaluation"]) == {"numbers"}  # pairs are never held out
+    handle = models.load("recipe:sums")
+    from graft.pretraining.key_value import KeyValueWorld
+
+    known = KeyValueWorld.of(spec.data).value_of  # type: ignore[arg-type]
+    written = handle.generate([f"{name} =" for name in known], max_new_tokens=3)
+    assert [text.strip() for text in written] == [str(value) for value in known.values()]
+
+
+def test_a_reasoning_module(home: Path) -> None:
+    data = {"kind": "logistic-tasks", "dimensions": 2, "points": 12, "tasks_per_batch": 16, "first_dimensions": 2}
+    model = {"kind": "reasoning-head", "width": 16, "layers": 1, "heads": 2}
+    training = {"max_steps": 30, "learning_rate": 3e-3, "validate_every_steps": 10}
+    spec = Recipe.from_mapping({"name": "head", "model": model, "data": data, "training": training})
+    folder = pretraining.pretrain(spec)
+    assert 0.4 < recipes.read_manifest(folder)["evaluation"]["accuracy"] <= 1
+    from graft.pretraining.head import ReasoningHead
+
+    assert ReasoningHead.load(recipes.find("head", None)).settings["points"] == 12
+
+
+def test_a_second_stage_on_instructions_is_a_variant(path: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"rain {at},wet\nwind {at},dry\n" for at in range(30)))
+    task = {"name": "file", "path": str(rows), "text": "text", "label": "label"}
+    training = {"max_steps": 60, "tokens_per_batch": 512, "learning_rate": 5e-3}
+    member = {"task": task, "templates": ["{text}? It is {target}"], "instruction": "Wet or dry?"}
+    spec = recipe(path, name="told", instruct={"mixture": [member], "training": training})
+    pretraining.pretrain(spec)
+    before, after = (
+        models.load(ModelSource(source="recipe:told", variant=variant)) for variant in ("pretrained", "instruct")
+    )
+    assert before.fingerprint != after.fingerprint
+    asked = [f"Wet or dry?\n\nInput: {word} {at}\nLabel:" for word in ("rain", "wind") for at in (3, 8)]
+    right = np.array([0, 0, 1, 1])
+    assert (after.score(asked, [" wet", " dry"]).argmax(1) == right).all()
+    assert after.score(asked, [" wet", " dry"]).max() > before.score(asked, [" wet", " dry"]).max()
+    assert models.locate(ModelSource(source="recipe:told")).name == "instruct"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_two_workers_train_the_same_model(path: Path, tmp_path: Path) -> None:
+    one = pretraining.pretrain(recipe(path))
+    os.environ["GRAFT_MODELS"] = str(tmp_path / "two")
+    two = pretraining.pretrain(recipe(path, scaling={"workers": 2}))
+    assert one.name == two.name
+    weights = [load_file(folder / "model.safetensors") for folder in (one, two)]
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_bits_per_byte_are_those_of_transformers_loss_and_windows_count_every_token_once(path: Path) -> None:
+    folder = pretraining.pretrain(recipe(path, training={"max_steps": 5, "tokens_per_batch": 512}))
+    handle = models.load("recipe:tiny")
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    text = "the rain falls on the sea"
+    ids = torch.tensor([handle.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        nats = float(network(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+    assert bits_per_byte(handle, [text]) == pytest.approx(nats / len(text) / math.log(2), rel=1e-5)
+    long = " ".join(WORDS * 12)
+    tokens = handle.tokenizer(long)["input_ids"]
+    assert len(tokens) > 3 * 64
+    before = handle.usage.tokens
+    found = bits_per_byte(handle, [long])
+    assert handle.usage.tokens - before > len(tokens)
+    sums = 0.0
+    with torch.no_grad():
+        for at in range(1, len(tokens)):
+            begin = 0 if at < 64 else (at - 32) // 32 * 32
+            logits = network(input_ids=torch.tensor([tokens[begin:at]])).logits[0, -1]
+            sums -= float(logits.log_softmax(-1)[tokens[at]])
+    assert found == pytest.approx(sums / len(long) / math.log(2), rel=1e-4)
+
+
+def test_documents_from_files_and_folders_and_a_single_text(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    for at in range(4):
+        (tmp_path / "books" / f"{at}.txt").write_text(f"book {at}\nits second line\n\nits second paragraph\n")
+    found = corpus.read(Text(path=str(tmp_path / "books"), held_out=0.25))
+    assert (len(found.learned), len(found.held_out)) == (3, 1)
+    assert "book 0\nits second" in "".join([*found.learned, *found.held_out])
+    joined = corpus.read(Text(path=str(tmp_path / "books"), held_out=0.25, join_lines=True))
+    assert joined.learned[0].splitlines()[0].endswith("its second line")
+    assert joined.learned[0].count("\n\n") == 1
+    single = tmp_path / "one.txt"
+    single.write_text("\n\n".join(f"paragraph {at} " + "word " * 200 for at in range(50)))
+    parts = corpus.read(Text(path=str(single)))
+    assert len(parts.learned) > 5
+    assert sorted("".join([*parts.learned, *parts.held_out])) == sorted(single.read_text())
+    # The same documents are held out, whatever their order.
+    turned = tmp_path / "turned.parquet"
+    parquet.write_table(pa.table({"text": [*reversed(parts.learned), *parts.held_out]}), turned)
+    assert set(corpus.read(Text(path=str(turned))).held_out) == set(parts.held_out)
+
+
+def test_wrong_input_names_the_cure(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.vocabulary: got 9000; the corpus supports \d+ tokens: lower it"):
+        pretraining.pretrain(recipe(path, data={"kind": "text", "path": str(path), "vocabulary": 9000}))
+    with pytest.raises(DataError, match=r"fewer than one batch of 1000000 .* lower training\.tokens_per_batch"):
+        pretraining.pretrain(recipe(path, training={"tokens_per_batch": 1_000_000}))
+    with pytest.raises(DataError, match=r"none\.parquet: no such file"):
+        pretraining.pretrain(recipe(tmp_path / "none.parquet"))
+    with pytest.raises(DataError, match=r"none\.txt: no such file"):
+        pretraining.pretrain(recipe(tmp_path / "none.txt"))
+    with pytest.raises(DataError, match="column"):
+        pretraining.pretrain(recipe(path, data={"kind": "text", "path": str(path), "column": "texts"}))
+    (tmp_path / "little.txt").write_text("one line\n")
+    with pytest.raises(DataError, match="has 1 texts: some are learned and some held out"):
+        pretraining.pretrain(recipe(tmp_path / "little.txt"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": {"kind": "causal", "width": 30, "layers": 1, "heads": 4}},
+            "width 30 is no even multiple of heads 4",
+        ),
+        (
+            {"model": {"kind": "causal", "width": 32, "layers": 1, "heads": 4, "kv_heads": 3}},
+            "no multiple of kv_heads 3",
+        ),
+        ({"blocks": [[128, 1.0]]}, "a piece is longer than model.context, which is 64"),
+        ({"blocks": [[32, 0.5]]}, "the shares of the steps do not add up to 1"),
+        ({"data": {"kind": "logistic-tasks"}}, "data.kind: causal learns from text or key-value or world"),
+        ({"modle": {}}, "unknown key 'modle'; did you mean 'model'"),
+        ({"name": "No Slug"}, "give a slug"),
+    ],
+)
+def test_a_wrong_recipe_says_what_and_where(changes: dict[str, Any], message: str, path: Path) -> None:
+    with pytest.raises(SpecError) as refused:
+        recipe(path, **changes)
+    assert message in str(refused.value)
