@@ -52,7 +52,7 @@ class ReasoningHead(nn.Module):  # type: ignore[misc]
         sizes = {"n_positions": 2 * points, "n_embd": width, "n_layer": layers, "n_head": heads}
         self.read_in = nn.Linear(dimensions, width)
         # It is given states, never tokens: its table of tokens has one row.
-        self.backbone = GPT2Model(GPT2Config(vocab_size=1, **sizes, **dropout, use_cache=False))
+        self.backbone = GPT2Model(GPT2Config(vocab_size=1, bos_token_id=None, eos_token_id=None, **sizes, **dropout))
         self.read_out = nn.Linear(width, 1)
 
     def forward(self, x_BND: Tensor, y_BN: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class HeadNode:
     def collate(self, encoded: pa.Table) -> dict[str, Tensor]:
         """Seeds, and one size for all."""
         return {
-            "seeds_B": torch.from_numpy(np.array(encoded["seed"], np.int64)),
+            "seeds_B": torch.tensor(np.asarray(encoded["seed"], np.int64)),
             "points": torch.tensor(encoded["points"][0].as_py()),
             "dimensions": torch.tensor(encoded["dimensions"][0].as_py()),
         }
@@ -173,7 +173,7 @@ class HeadNode:
 def accuracy(head: ReasoningHead, batches: synthetic.TaskBatches, count: int = 512) -> dict[str, float]:
     """Share of right answers for the last tenth of the points of fresh tasks; `bayes` is who knows the weights."""
     fresh, data = batches.fresh(count), batches.data
-    seeds = torch.from_numpy(np.array(fresh["seed"], np.int64))
+    seeds = torch.tensor(np.asarray(fresh["seed"], np.int64))
     last = max(1, data.points // 10)
     right = known = 0.0
     with torch.inference_mode():
