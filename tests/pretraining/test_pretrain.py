@@ -148,6 +148,7 @@ SLOWLY = {
 }
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_with_the_weights_of_an_undisturbed_training(
     path: Path, home: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_killed_twice_it_ends_with_the_weights_of_an_undisturbed_training(
     assert all(np.array_equal(killed[name], undisturbed[name]) for name in killed)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_trains_and_the_other_reads(path: Path, home: Path, tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(recipe(path, training=SLOWLY).to_yaml())
     first = graft(str(tmp_path / "spec.yaml"))
@@ -232,6 +234,7 @@ def test_an_encoder_that_fills_gaps(path: Path) -> None:
     assert handle.embed(["the rain", "the sea"]).shape == (2, 32)
 
 
+@pytest.mark.slow
 def test_a_model_of_a_little_world(home: Path) -> None:
     training = {"max_steps": 250, "tokens_per_batch": 512, "learning_rate": 1e-2}
     data = {"kind": "key-value", "keys": 12, "values": 4, "parts": {"pairs": 1, "numbers": 1}}
