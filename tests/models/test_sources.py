@@ -222,7 +222,7 @@ def test_the_hub_gives_safetensors_and_no_pickles(hub: Path) -> None:
 def test_recipes() -> None:
     with pytest.raises(
         ModelError,
-        match="recipe:world-teacher: no such model; .* graft pretrain SPEC trains one whose name is world-teacher",
+        match=r"recipe:world-teacher: no such model; .* graft pretrain SPEC trains one whose name is world-teacher",
     ):
         locate("recipe:world-teacher")
 
