@@ -142,9 +142,7 @@ def fitted(adapter: Any) -> Any:
 
     @functools.cache
     def make(kind: str, folder: Path) -> Fitted:
-        # What is learned from few numbers needs more steps.
-        steps = {"max_steps": 48} if kind in ("PROMPT_TUNING", "P_TUNING") else {}
-        return fit(peft_spec(folder, adapter(kind, folder), **steps))
+        return fit(peft_spec(folder, adapter(kind, folder)))
 
     return make
 
@@ -155,9 +153,12 @@ def test_every_type_is_tried_or_refused() -> None:
 
 @slow
 @EVERY
-def test_it_learns_and_leaves_the_frozen_model_alone(kind: str, model: Path, fitted: Any) -> None:
+def test_it_learns_and_leaves_the_frozen_model_alone(kind: str, model: Path, fitted: Any, adapter: Any) -> None:
     done: Fitted = fitted(kind, model)
-    assert target_loss(done.node) < target_loss(done.begun)
+    # What is learned from few numbers, far from the answer, needs more steps.
+    slow = kind in ("PROMPT_TUNING", "P_TUNING")
+    learned = fit(peft_spec(model, adapter(kind, model), max_steps=48)) if slow else done
+    assert target_loss(learned.node) < target_loss(learned.begun)
     assert np.abs(scores(done.after) - scores(done.graph_with(done.begun))).max() > 1e-4
     assert done.unchanged
     assert pristine(done, model)
