@@ -241,7 +241,7 @@ print(node.model.usage.forward_passes)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_driver_goes_on_where_it_ended(tiny_bert: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", DRIVER, str(tmp_path), str(tiny_bert)]
     with subprocess.Popen(command) as driver:

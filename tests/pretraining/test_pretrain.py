@@ -282,6 +282,7 @@ def test_a_second_stage_on_instructions_is_a_variant(path: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_two_workers_train_the_same_model(path: Path, tmp_path: Path) -> None:
     one = pretraining.pretrain(recipe(path))

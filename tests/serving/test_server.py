@@ -290,7 +290,7 @@ def test_keys_new_shows_the_key_on_the_last_line_only(tmp_path: Path) -> None:
     assert "already" in again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_that_dies_while_loading_ends_everything(
     storage: Path, run_ids: dict[str, str], tiny_bert: Path
 ) -> None:

@@ -58,7 +58,7 @@ def tables(desk: Path) -> tuple[pa.Table, pa.Table]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sixty_trials_killed_three_times_equal_undisturbed_ones(desks: tuple[Path, Path]) -> None:
     calm, killed = desks
     undisturbed = subprocess.run([*GRAFT, "sweep", "spec.yaml"], cwd=calm, capture_output=True, text=True, check=False)

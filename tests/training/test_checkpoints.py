@@ -525,7 +525,7 @@ print(written)
 """
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [20, pytest.param(500, marks=pytest.mark.long)])
 def test_killed_at_any_instant_what_was_written_stays(tmp_path: Path, kills: int) -> None:
     written = int(run_apart(KILLED_OFTEN, str(tmp_path), str(kills)))
     assert written >= 3 * kills // 2

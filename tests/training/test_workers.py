@@ -77,11 +77,12 @@ def test_two_workers_train_as_this_process(
     ("how", "kind", "expected", "builds"),
     [
         ("known", ModelError, "^this model cannot be built here; use another$", 1),
-        (
+        pytest.param(
             "unknown",
             TrainingError,
             r"workers ended 2 times at step 0.*worker 1: ZeroDivisionError: a bug",
             2,
+            marks=pytest.mark.long,
         ),
         ("killed", TrainingError, r"workers ended 2 times at step 0.*worker 1: ActorDiedError: .*; look at", 2),
     ],
