@@ -84,7 +84,9 @@ def test_a_language_model_is_made_and_everyone_can_use_it(path: Path, home: Path
     assert curve["loss"][-1].as_py() < 4
     page = (folder / "README.md").read_text()
     assert "bits_per_byte" in page
-    assert Recipe.from_yaml(folder / "recipe.yaml") == spec
+    kept = Recipe.from_yaml(folder / "recipe.yaml", f"data.path={path}")
+    assert kept == spec
+    assert str(tmp_path) not in (folder / "recipe.yaml").read_text() + page
     assert not (folder / "checkpoints").exists()
     # By its name, in an experiment.
     handle = models.load("recipe:tiny")
@@ -217,6 +219,17 @@ def test_the_last_one_trained_is_the_one_that_the_name_means(path: Path) -> None
     assert models.locate(ModelSource(source="recipe:tiny")) == second
     pretraining.pretrain(recipe(path))
     assert models.locate(ModelSource(source="recipe:tiny")) == first
+
+
+def test_little_data_and_looks_at_what_is_held_out(path: Path) -> None:
+    training = {"max_steps": 20, "tokens_per_batch": 128, "learning_rate": 1e-2, "validate_every_steps": 10}
+    data = {"kind": "text", "path": str(path), "vocabulary": 320}
+    found = []
+    for tokens in (200, None):
+        folder = pretraining.pretrain(recipe(path, training=training, data={**data, "tokens": tokens}))
+        assert len(parquet.read_table(folder / "training.parquet")["validation_loss"].drop_null()) == 2
+        found.append(recipes.read_manifest(folder)["evaluation"]["bits_per_byte"])
+    assert found[0] > found[1]
 
 
 def test_an_encoder_that_fills_gaps(path: Path) -> None:

@@ -111,12 +111,21 @@ def _train(
     log.info("%s begins: %s", recipe.name, recipe.model_dump_json())
     about, curves = _made(recipe, documents, folder, progress, address)
     parquet.write_table(pa.concat_tables(curves), folder / "training.parquet")
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     about = {"name": recipe.name, "identity": folder.name, **about}
-    (folder / "README.md").write_text(card.text(recipe, about, curves[0]), encoding="utf-8")
+    shown = _without_places(recipe)
+    (folder / "recipe.yaml").write_text(shown.to_yaml(), encoding="utf-8")
+    (folder / "README.md").write_text(card.text(shown, about, curves[0]), encoding="utf-8")
     recipes.write_manifest(folder, about)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     log.info("%s is done: %s", recipe.name, about["evaluation"])
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    """A recipe as others may read it: files by their names, not by where they lie on this machine."""
+    if not isinstance(recipe.data, Text):
+        return recipe
+    data = recipe.data.model_copy(update={"path": Path(recipe.data.path).name})
+    return recipe.model_copy(update={"data": data})
 
 
 def _made(
@@ -209,20 +218,21 @@ def _material(recipe: Recipe, documents: corpus.Corpus | None) -> Material:
     tokenizer = corpus.learn_tokenizer(learned, recipe.data.vocabulary, recipe.model.context)
     stages = packing.stages_of(recipe.blocks, recipe.model.context, training.max_steps)
 
-    def pieces(texts: tuple[str, ...], stages: tuple[packing.Stage, ...], tokens_per_batch: int) -> packing.Pieces:
-        tokens = corpus.encode(tokenizer, texts)
-        tokens_per_batch = min(tokens_per_batch, len(tokens) - 1) if texts is not learned else tokens_per_batch
+    def pieces(tokens: corpus.Tokens, stages: tuple[packing.Stage, ...], tokens_per_batch: int) -> packing.Pieces:
         if isinstance(recipe.model, Masked):
             masked = (recipe.model.share, tokenizer.mask_token_id, len(tokenizer))
             return packing.Gaps(tokens, stages, tokens_per_batch, training.seed, *masked)
         return packing.Pieces(tokens, stages, tokens_per_batch, training.seed)
 
-    batches = pieces(learned, stages, training.tokens_per_batch)
-    last = (packing.Stage(0, stages[-1].length),)
-    held_out = pieces(looked_at, last, VALIDATION_TOKENS).batch(0) if looked_at else None
-    tested: Any = documents.held_out
-    if isinstance(recipe.model, Masked):
-        tested = pieces(tested, last, VALIDATION_TOKENS).batch(0)
+    def some(texts: tuple[str, ...]) -> pa.Table:
+        """Pieces of texts that are not learned, as long as the last ones that are."""
+        tokens = corpus.encode(tokenizer, texts)
+        length = min(stages[-1].length, len(tokens) - 1)
+        return pieces(tokens, (packing.Stage(0, length),), min(VALIDATION_TOKENS, len(tokens) - 1)).batch(0)
+
+    batches = pieces(corpus.encode(tokenizer, learned)[: recipe.data.tokens], stages, training.tokens_per_batch)
+    held_out = some(looked_at) if looked_at else None
+    tested = some(documents.held_out) if isinstance(recipe.model, Masked) else documents.held_out
     return Material(tokenizer, batches, held_out, tested)
 
 

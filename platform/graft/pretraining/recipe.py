@@ -121,6 +121,8 @@ class Text(Section):
     """Share of documents that are evaluated on and never learned; chosen by what they say."""
     vocabulary: int = Field(4096, ge=260)
     """Tokens, the 256 bytes and the special ones included; byte-level BPE learned on the same documents."""
+    tokens: int | None = Field(None, ge=1)
+    """Learn only so many tokens, from the beginning; null for all. The vocabulary is that of all documents."""
 
 
 class KeyValue(Section):
