@@ -16,7 +16,6 @@ from pathlib import Path
 from graft import models
 from graft.models import recipes
 from graft.pretraining import corpus, pretrain
-from graft.pretraining.evaluation import bits_per_byte
 from graft.pretraining.recipe import Recipe, Text
 from graft.results.scaling import FORMS, fit
 from machine import machine
@@ -79,8 +78,8 @@ def page(runs: list[dict[str, float]]) -> str:
         found = fit(form, sizes, data, nats)
         values = ", ".join(f"{name} = {value:.3g}" for name, value in found.parameters.items())
         lines.append(
-            f"**{form}**: {values}. Error of the loss: {found.error:.2%} of the runs that are fitted, {found.left_out:.2%} of a "
-            "run that is left out."
+            f"**{form}**: {values}. Error of the loss: {found.error:.2%} where it is fitted, {found.left_out:.2%} for a run "
+            "that is left out."
         )
     lines.append(
         f"Made by `python benchmarks/scaling.py` on {machine()}. One seed: differences of a hundredth are chance."
