@@ -78,8 +78,8 @@ def page(runs: list[dict[str, float]]) -> str:
         found = fit(form, sizes, data, nats)
         values = ", ".join(f"{name} = {value:.3g}" for name, value in found.parameters.items())
         lines.append(
-            f"**{form}**: {values}. Error of the loss: {found.error:.2%} where it is fitted, {found.left_out:.2%} for a run "
-            "that is left out."
+            f"**{form}**: {values}. Error of the loss: {found.error:.2%} where it is fitted, {found.left_out:.2%} for "
+            "a run that is left out."
         )
     lines.append(
         f"Made by `python benchmarks/scaling.py` on {machine()}. One seed: differences of a hundredth are chance."

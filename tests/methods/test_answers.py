@@ -146,7 +146,7 @@ def test_what_is_for_labels_is_refused_for_free_text(method: dict[str, Any], tin
 def test_another_task_brings_no_rows_of_the_task_itself(tiny_llama: Path, tmp_path: Path) -> None:
     lines = [f"{row['text']},{row['target']}" for row in TRAIN.to_pylist()]
     path = tmp_path / "other.csv"
-    path.write_text("text,target\n" + "\n".join(dict.fromkeys([*lines, "rime and sleet,cold", "noon,warm"])) + "\n")
+    path.write_text("text,target\n" + "\n".join(dict.fromkeys([*lines, "hail and sleet,cold", "noon,warm"])) + "\n")
     member = {"task": {"name": "file", "path": str(path), "text": "text", "label": "target", "test_examples": 1}}
     with pytest.raises(DataError, match=r"mixture\.0\.task: \d+ of its rows are (test )?rows of the task itself"):
         fit(experiment(tiny_llama, {"name": "instruct", "mixture": [member]}))
@@ -154,7 +154,7 @@ def test_another_task_brings_no_rows_of_the_task_itself(tiny_llama: Path, tmp_pa
 
 def test_texts_of_another_task_are_cut_too(tiny_llama: Path, tmp_path: Path) -> None:
     path = tmp_path / "long.csv"
-    path.write_text("text,label\n" + "".join(f"{'rime ' * 30}{place},cold\nnoon {place},warm\n" for place in range(20)))
+    path.write_text("text,label\n" + "".join(f"{'hail ' * 30}{place},cold\nnoon {place},warm\n" for place in range(20)))
     member = {"name": "file", "path": str(path), "text": "text", "label": "label", "test_examples": 4}
     lengths = []
     for limit in (None, 10):

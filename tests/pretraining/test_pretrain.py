@@ -382,7 +382,7 @@ def test_wrong_input_names_the_cure(path: Path, tmp_path: Path) -> None:
         ({"blocks": [[128, 1.0]]}, "a piece is longer than model.context, which is 64"),
         ({"blocks": [[32, 0.5]]}, "the shares of the steps do not add up to 1"),
         ({"data": {"kind": "logistic-tasks"}}, "data.kind: causal learns from text or key-value or world"),
-        ({"modle": {}}, "unknown key 'modle'; did you mean 'model'"),
+        ({"modelx": {}}, "unknown key 'modelx'; did you mean 'model'"),
         ({"name": "No Slug"}, "give a slug"),
     ],
 )
