@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from graft import models
+from graft.models import recipes
 from graft.pretraining import corpus
 from graft.pretraining.evaluation import bits_per_byte
 from graft.pretraining.recipe import Recipe, Text
@@ -33,9 +34,12 @@ def main() -> None:
     words.add_argument("--documents", type=int, default=100, help="of the held-out ones, at most")
     given = words.parse_args()
     handle = models.load(given.model)
-    recipe = Recipe.from_yaml(models.locate(handle.source) / "recipe.yaml", f"data.path={given.data}")
+    folder = recipes.find(given.model.removeprefix("recipe:"), "pretrained")
+    recipe = Recipe.from_yaml(folder / "recipe.yaml", f"data.path={given.data}")
     assert isinstance(recipe.data, Text)
     documents = corpus.read(recipe.data)
+    if documents.fingerprint != recipes.read_manifest(folder)["data"]:
+        raise SystemExit(f"{given.data}: other documents than {given.model} was trained on")
     held_out = documents.held_out[: given.documents]
     print(f"{len(held_out)} documents, {sum(len(text.encode()) for text in held_out):,} bytes, {machine()}")
     print(f"{'':<44}{'parameters':>12}{'bits per byte':>15}")

@@ -135,7 +135,7 @@ def test_a_share_of_texts_is_chosen_by_what_they_say() -> None:
     assert chosen != [one_in(0.3, 1, str(text)) for text in range(2000)]
 
 
-def test_a_row_longer_than_the_context_and_a_world_that_is_all_held_out_are_errors() -> None:
+def test_a_row_longer_than_the_context_is_an_error_and_what_needs_no_relation_is_always_learned() -> None:
     short = GeneratedRows(PEOPLE, {"rationales": 1.0}, rows_of("world").vocabulary, 8, 300, 0)
     with pytest.raises(DataError, match=r"a row has \d+ tokens, model.context is 8; make it longer"):
         short.batch(0)

@@ -77,7 +77,7 @@ def test_the_curriculum_is_a_function_of_the_step() -> None:
     assert BATCHES.batch(7).equals(synthetic.TaskBatches(DATA, 0).batch(7))
     drawn = {seed for step in range(50) for seed in BATCHES.batch(step)["seed"].to_pylist()}
     assert len(drawn) == 50 * 32
-    assert not drawn & set(BATCHES.fresh(500)["seed"].to_pylist())
+    assert not drawn & set(BATCHES.fresh(500, "tested")["seed"].to_pylist())
 
 
 def test_the_loss_does_not_depend_on_how_a_batch_is_shared() -> None:

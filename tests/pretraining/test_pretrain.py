@@ -18,7 +18,7 @@ from pyarrow import parquet
 from safetensors.numpy import load_file
 
 from graft import models, pretraining
-from graft.errors import DataError, ModelError, SpecError
+from graft.errors import DataError, ModelError, SpecError, StoreError
 from graft.models import recipes
 from graft.pretraining import corpus
 from graft.pretraining.evaluation import bits_per_byte
@@ -254,13 +254,59 @@ def test_a_model_of_a_little_world(home: Path) -> None:
     model = {"kind": "causal", "width": 32, "layers": 2, "heads": 2, "context": 16}
     spec = Recipe.from_mapping({"name": "sums", "model": model, "data": data, "training": training})
     folder = pretraining.pretrain(spec)
-    assert set(recipes.read_manifest(folder)["evaluation"]) == {"numbers"}  # pairs are never held out
+    assert set(recipes.read_manifest(folder)["evaluation"]) == {"numbers"}  # pairs are all learned
     handle = models.load("recipe:sums")
     from graft.pretraining.key_value import KeyValueWorld
 
     known = KeyValueWorld.of(spec.data).value_of  # type: ignore[arg-type]
     written = handle.generate([f"{name} =" for name in known], max_new_tokens=3)
     assert [text.strip() for text in written] == [str(value) for value in known.values()]
+
+
+def test_the_order_of_parts_is_no_part_of_a_recipe() -> None:
+    model = {"kind": "causal", "width": 32, "layers": 2, "heads": 2, "context": 16}
+    found = []
+    for parts in ({"pairs": 1, "numbers": 2}, {"numbers": 2, "pairs": 1}):
+        data = {"kind": "key-value", "keys": 12, "values": 4, "parts": parts}
+        spec = Recipe.from_mapping({"name": "x", "model": model, "data": data})
+        found.append((pretraining.identity(spec), pretraining._generated(spec).batches.batch(0)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1].equals(found[1][1])
+
+
+def test_what_a_world_has_no_others_of_is_asked_and_said_so(home: Path) -> None:
+    data = {"kind": "key-value", "keys": 8, "values": 2, "parts": {"pairs": 1}}
+    model = {"kind": "causal", "width": 32, "layers": 2, "heads": 2, "context": 16}
+    training = {"max_steps": 2, "tokens_per_batch": 64}
+    spec = Recipe.from_mapping({"name": "all", "model": model, "data": data, "training": training})
+    assert set(recipes.read_manifest(pretraining.pretrain(spec))["evaluation"]) == {"learned.pairs"}
+
+
+def test_a_text_never_becomes_a_special_token(path: Path) -> None:
+    tokenizer = corpus.learn_tokenizer(corpus.read(Text(path=str(path))).learned, 320, 64)
+    ids = corpus.encode(tokenizer, ("a <s> b <mask> </s>",))
+    assert [number for number in ids if number < 4] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GRAFT_MODELS", str(tmp_path / "file"))
+    with pytest.raises(StoreError):
+        pretraining.pretrain(recipe(path))
+
+
+def test_a_template_that_does_not_suit_is_found_before_training(path: Path, home: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"rain {at},wet\nwind {at},dry\n" for at in range(30)))
+    member = {
+        "task": {"name": "file", "path": str(rows), "text": "text", "label": "label"},
+        "templates": ["{nosuch}? {target}"],
+    }
+    with pytest.raises(SpecError, match="nosuch"):
+        pretraining.pretrain(recipe(path, instruct={"mixture": [member]}))
+    assert not [*home.glob("*/*/checkpoints")]
 
 
 def test_a_reasoning_module(home: Path) -> None:
@@ -292,6 +338,8 @@ def test_a_second_stage_on_instructions_is_a_variant(path: Path, tmp_path: Path)
     assert all(text.strip().startswith(("wet", "dry")) for text in said[1])
     assert not any(text.strip().startswith(("wet", "dry")) for text in said[0])
     assert models.locate(ModelSource(source="recipe:told")).name == "instruct"
+    folder = recipes.find("told", "pretrained")
+    assert str(tmp_path) not in (folder / "recipe.yaml").read_text() + (folder / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -382,6 +430,10 @@ def test_wrong_input_names_the_cure(path: Path, tmp_path: Path) -> None:
         ({"blocks": [[128, 1.0]]}, "a piece is longer than model.context, which is 64"),
         ({"blocks": [[32, 0.5]]}, "the shares of the steps do not add up to 1"),
         ({"data": {"kind": "logistic-tasks"}}, "data.kind: causal learns from text or key-value or world"),
+        ({"blocks": [[0, 1.0]]}, "blocks.0.0"),
+        ({"blocks": [[32, 1.5], [64, -0.5]]}, "blocks.1.1"),
+        ({"data": {"kind": "key-value", "parts": {"pairs": 0}}}, "parts.pairs"),
+        ({"training": {"batch_ramp_steps": 5}}, "batches from scratch are whole from the first step"),
         ({"modelx": {}}, "unknown key 'modelx'; did you mean 'model'"),
         ({"name": "No Slug"}, "give a slug"),
     ],

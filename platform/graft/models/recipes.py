@@ -98,8 +98,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ModelError: it cannot be read.
     """
     try:
-        return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {**found, "files": dict(found["files"]), "identity": str(found["identity"])}
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(
             f"{folder / MANIFEST}: cannot be read ({error}); delete {folder} and train it again"
         ) from error
@@ -118,8 +119,13 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     draft.replace(folder / MANIFEST)
 
 
-def point_to(folder: Path) -> None:
+def point_to(name: str, folder: Path) -> None:
     """Make a trained model the one that its recipe's name means."""
+    if _latest(name) == folder:
+        return
+    if folder == SHIPPED / name:
+        (home() / name / LATEST).unlink()
+        return
     draft = folder.parent / f"{LATEST}.{os.getpid()}.tmp"
     draft.write_text(folder.name + "\n", encoding="utf-8")
     draft.replace(folder.parent / LATEST)

@@ -21,15 +21,18 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from graft import hashing, models
+from graft.errors import SpecError
 from graft.execution import Progress, no_progress
-from graft.methods.instruct import Instructed
+from graft.methods.instruct import PLACES, Instructed, Member
 from graft.models import recipes
 from graft.pretraining import card, corpus, evaluation, generated, language, packing
 from graft.pretraining.key_value import KeyValueWorld
 from graft.pretraining.recipe import Head, KeyValue, LogisticTasks, Masked, Recipe, Text, World
 from graft.pretraining.world import LittleWorld
 from graft.seeds import generator
-from graft.storage import open_storage
+from graft.spec import ModelSource, Task
+from graft.storage import open_storage, writing
+from graft.tasks.templates import template_for
 from graft.training import Job, Trained, carry_out
 from graft.training.states import State, curve
 
@@ -40,7 +43,7 @@ HELD_OUT_ROWS = 1000
 VALIDATION_TOKENS = 65536
 """Of a corpus, looked at while it is learned."""
 WAIT_SECONDS = 1.0
-VERSION = 1
+VERSION = 2
 """Raise it when the same recipe would give another model."""
 
 
@@ -54,6 +57,8 @@ class Material:
     """Encoded rows to validate on; none of them is evaluated on."""
     tested: Any
     """Documents or rows to evaluate on."""
+    learned: bool = False
+    """Whether those are learned too, because a world has no others."""
 
 
 def identity(recipe: Recipe) -> str:
@@ -71,7 +76,7 @@ def _identity(recipe: Recipe, documents: corpus.Corpus | None) -> str:
         "scaling": True,
         "data": {"path", "column"},
         "training": {"checkpoint_seconds"},
-        "instruct": {"training": {"checkpoint_seconds"}, "mixture": {"__all__": {"task": {"path", "train", "test"}}}},
+        "instruct": {"training": {"checkpoint_seconds"}, "mixture": {"__all__": {"task": set(PLACES)}}},
     }
     values = recipe.model_dump(mode="json", exclude=outside)
     others = [] if recipe.instruct is None else [one.task.read().fingerprint for one in recipe.instruct.mixture]
@@ -92,16 +97,33 @@ def pretrain(recipe: Recipe, progress: Progress = no_progress, address: str | No
         TrainingError: training diverges.
     """
     documents = corpus.read(recipe.data) if isinstance(recipe.data, Text) else None
+    for member in recipe.instruct.mixture if recipe.instruct else ():
+        _check_member(member)
     folder = recipes.folder_of(recipe.name, _identity(recipe, documents))
-    if not recipes.is_whole(folder):
-        with _alone(folder):
-            if not recipes.is_whole(folder):  # another process may have trained it meanwhile
-                with _logging_to(folder / "run.log"):
-                    _train(recipe, documents, folder, progress, address)
-    recipes.check(folder, f"recipe:{recipe.name}")
-    if folder.parent.parent == recipes.home():
-        recipes.point_to(folder)
+    with writing(folder):
+        if not recipes.is_whole(folder):
+            with _alone(folder):
+                if not recipes.is_whole(folder):  # another process may have trained it meanwhile
+                    with _logging_to(folder / "run.log"):
+                        _train(recipe, documents, folder, progress, address)
+        recipes.check(folder, f"recipe:{recipe.name}")
+        recipes.point_to(recipe.name, folder)
     return folder
+
+
+def _check_member(member: Member) -> None:
+    """Refuse now what the second stage could not read after the first one.
+
+    Raises:
+        SpecError: a task is no text, or a template does not suit its rows.
+    """
+    data = member.task.read()
+    if data.kind not in ("text", "messages") or (data.kind == "messages" and member.task.max_tokens is not None):
+        raise SpecError(
+            f"instruct.mixture: {member.task.name} holds {data.kind}; give text, or messages without max_tokens"
+        )
+    for template in (member.task.template, *member.templates):
+        template_for(template, data.inputs, data.kind, data.labels is None)
 
 
 def _train(
@@ -122,10 +144,20 @@ def _train(
 
 def _without_places(recipe: Recipe) -> Recipe:
     """A recipe as others may read it: files by their names, not by where they lie on this machine."""
-    if not isinstance(recipe.data, Text):
-        return recipe
-    data = recipe.data.model_copy(update={"path": Path(recipe.data.path).name})
-    return recipe.model_copy(update={"data": data})
+    changes: dict[str, Any] = {}
+    if isinstance(recipe.data, Text):
+        changes["data"] = recipe.data.model_copy(update={"path": Path(recipe.data.path).name})
+    if recipe.instruct is not None:
+        mixture = tuple(
+            member.model_copy(update={"task": member.task.model_copy(update=_names_of_files(member.task))})
+            for member in recipe.instruct.mixture
+        )
+        changes["instruct"] = recipe.instruct.model_copy(update={"mixture": mixture})
+    return recipe.model_copy(update=changes)
+
+
+def _names_of_files(task: Task) -> dict[str, str]:
+    return {name: Path(value).name for name in PLACES if (value := getattr(task, name, None))}
 
 
 def _made(
@@ -165,7 +197,7 @@ def _head(
     settings = {"dimensions": data.dimensions, "points": data.points, **sizes}
     node = head.HeadNode(settings, data.weight_scale, training.seed, resolve_device(recipe.scaling.device))
     batches = synthetic.TaskBatches(data, training.seed)
-    held_out = batches.fresh(data.tasks_per_batch) if training.validate_every_steps else None
+    held_out = batches.fresh(data.tasks_per_batch, "looked at") if training.validate_every_steps else None
     trained = _carry_out(
         Job(node, training, batches, held_out, recipe.scaling.strategy), recipe, folder, progress, address
     )
@@ -252,10 +284,12 @@ def _generated(recipe: Recipe) -> Material:
         recipe.training.seed,
     )
     kept = rows.held_out(2 * HELD_OUT_ROWS)
-    if not kept:  # what there is to know is all learned, so that alone can be asked
+    learned = not kept
+    if learned:  # what there is to know is all learned, so that alone can be asked
         random = generator(recipe.training.seed, "asked")
         kept = [rows.row(random) for _ in range(2 * HELD_OUT_ROWS)]
-    return Material(tokenizer, rows, rows.table(kept[::2]), tuple(kept[1::2]))
+    tested, looked_at = kept[::2], kept[1::2] or kept
+    return Material(tokenizer, rows, rows.table(looked_at), tuple(tested), learned)
 
 
 def _evaluated(
@@ -264,12 +298,18 @@ def _evaluated(
     """What the finished model makes of what it never saw."""
     about = f"evaluate {recipe.name}"
     if isinstance(material.batches, generated.GeneratedRows):
-        return evaluation.exact_match(language.read(folder), material.batches, material.tested)
+        right = evaluation.exact_match(language.read(folder), material.batches, material.tested)
+        return {f"{'learned.' if material.learned else ''}{part}": share for part, share in right.items()}
     if isinstance(recipe.model, Masked):
         return {"masked_nats": evaluation.masked_loss(language.read(folder), node, material.tested)}
-    handle = models.load(str(folder), recipe.scaling.device)
+    handle = models.load(_exactly(folder), recipe.scaling.device)
     found = evaluation.bits_per_byte(handle, material.tested, lambda done, total: progress(about, done, total))
     return {"bits_per_byte": found}
+
+
+def _exactly(folder: Path) -> ModelSource:
+    """A finished folder, read as it was trained, also on a GPU."""
+    return ModelSource(source=str(folder), dtype="float32")
 
 
 def _instruct(
@@ -277,7 +317,7 @@ def _instruct(
 ) -> State:
     """The second stage: the model learns to answer instructions; gives how that went."""
     assert recipe.instruct is not None
-    stage, handle = recipe.instruct, models.load(str(folder), recipe.scaling.device)
+    stage, handle = recipe.instruct, models.load(_exactly(folder), recipe.scaling.device)
     tasks = [member.task.read() for member in stage.mixture]
     instructed = Instructed(
         model=handle,

@@ -73,7 +73,7 @@ def _parts(text: str) -> list[str]:
 def divided(texts: tuple[str, ...], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Texts, and a share of them (one at least) that their hashes choose: the same whatever their order."""
     order = sorted(range(len(texts)), key=lambda at: hashlib.blake2b(texts[at].encode()).digest())
-    kept = set(order[: max(1, round(len(texts) * share))])
+    kept = set(order[: min(len(texts) - 1, max(1, round(len(texts) * share)))])
     return tuple(text for at, text in enumerate(texts) if at not in kept), tuple(texts[at] for at in sorted(kept))
 
 
@@ -150,5 +150,6 @@ def finished(tokenizer: Any, kind: Any, context: int) -> Any:
 def encode(tokenizer: Any, texts: tuple[str, ...]) -> Tokens:
     """All documents in one row, int32 [N]: a start token before each, an end token after it."""
     ends = [tokenizer.eos_token_id]
-    found = [ids + ends for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+    # What a text says is never a special token, even where it is written like one.
+    found = [ids + ends for ids in tokenizer(list(texts), verbose=False, split_special_tokens=True)["input_ids"]]
     return np.concatenate([np.asarray(ids, np.int32) for ids in found])

@@ -30,7 +30,7 @@ def bits_per_byte(
     with model.lock, torch.inference_mode():
         start = model.never_empty([])
         for place, text in enumerate(texts):
-            ids = model.tokenizer(text, verbose=False)["input_ids"]
+            ids = model.tokenizer(text, verbose=False, split_special_tokens=True)["input_ids"]
             ids = ids if ids[: len(start)] == start else [*start, *ids]
             nats -= sum(_window(model, ids, begin, context) for begin in _begins(len(ids), context))
             size += len(text.encode())

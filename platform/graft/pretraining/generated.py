@@ -128,7 +128,7 @@ class GeneratedRows:
         Raises:
             DataError: there is none such.
         """
-        kinds = list(self.parts)
+        kinds = sorted(self.parts)  # a recipe's order of them is no part of what it is
         shares = np.array([self.parts[kind] for kind in kinds])
         for _ in range(MOST_TRIES):
             row = self.world.draw(kinds[random.choice(len(kinds), p=shares / shares.sum())], random)

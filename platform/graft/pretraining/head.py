@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from graft import hashing
 from graft.errors import ModelError
+from graft.models.folders import read_json
 from graft.pretraining import synthetic
 
 
@@ -78,8 +79,8 @@ class ReasoningHead(nn.Module):  # type: ignore[misc]
         Raises:
             ModelError: it is no reasoning head.
         """
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if settings.pop("model_type", None) != "reasoning-head":
+        settings = read_json(folder / "config.json")
+        if not isinstance(settings, dict) or settings.pop("model_type", None) != "reasoning-head":
             raise ModelError(
                 f"{folder}: is no reasoning head; give a folder that graft pretrain made from such a recipe"
             )
@@ -172,7 +173,7 @@ class HeadNode:
 
 def accuracy(head: ReasoningHead, batches: synthetic.TaskBatches, count: int = 512) -> dict[str, float]:
     """Share of right answers for the last tenth of the points of fresh tasks; `bayes` is who knows the weights."""
-    fresh, data = batches.fresh(count), batches.data
+    fresh, data = batches.fresh(count, "tested"), batches.data
     seeds = torch.tensor(np.asarray(fresh["seed"], np.int64))
     last = max(1, data.points // 10)
     right = known = 0.0

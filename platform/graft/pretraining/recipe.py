@@ -13,6 +13,9 @@ from graft.methods.instruct import Member
 from graft.sections import Document, Section
 from graft.spec import Scaling, Training
 
+Share = Annotated[float, Field(gt=0)]
+"""Of rows, beside the other shares."""
+
 
 class Causal(Section):
     """A language model that continues text: a Llama with rotary positions, its embedding tied to its head."""
@@ -138,7 +141,7 @@ class KeyValue(Section):
     """A name's value is one of 0 to `values` - 1."""
     operands: int = Field(2, ge=2, le=8)
     """Names or numbers in an expression, joined by + and -."""
-    parts: dict[Literal["pairs", "substitute", "numbers", "solve"], float] = Field(min_length=1)
+    parts: dict[Literal["pairs", "substitute", "numbers", "solve"], Share] = Field(min_length=1)
     """Share of each kind of row: pairs `a=7`, substitute `a+b=7+3`, numbers `7+3=10`, solve `a+b=10`."""
     held_in: float = Field(1.0, gt=0, le=1)
     """Share of the names that rows of `solve` are about."""
@@ -157,7 +160,7 @@ class World(Section):
     """Inhabitants, each with a home, a trade and relatives."""
     hops: int = Field(2, ge=1, le=3)
     """Most relations that a question follows."""
-    parts: dict[Literal["facts", "questions", "rationales"], float] = Field(min_length=1)
+    parts: dict[Literal["facts", "questions", "rationales"], Share] = Field(min_length=1)
     """Share of each kind of row; a rationale is a question answered step by step."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share of questions that are never learned."""
@@ -183,7 +186,7 @@ class Recipe(Document):
     """What is trained."""
     data: Annotated[Text | KeyValue | World | LogisticTasks, Field(discriminator="kind")]
     """What it learns from."""
-    blocks: tuple[tuple[int, float], ...] = ()
+    blocks: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0)]], ...] = ()
     """Lengths of the pieces that text is packed into, each for a share of the steps, in turn; empty packs to the
     whole context. Short ones are cheaper; the last should be as long as the model will be used."""
     training: Training = Training()
@@ -202,6 +205,16 @@ class Recipe(Document):
             raise ValueError(f"data.kind: {self.model.kind} learns from {' or '.join(suited[self.model.kind])}")
         if self.instruct is not None and self.model.kind != "causal":
             raise ValueError("instruct is for model.kind causal")
+        if self.training.batch_ramp_steps:
+            raise ValueError(
+                "training.batch_ramp_steps: batches from scratch are whole from the first step; leave it 0"
+            )
+        if self.instruct is not None and self.instruct.training.validate_every_steps is not None:
+            raise ValueError(
+                "instruct.training.validate_every_steps: all rows of the mixture are learned; leave it null"
+            )
+        if self.model.kind == "reasoning-head" and self.weights != "float32":
+            raise ValueError("weights: a reasoning head is written as float32; leave it out")
         if self.blocks and self.data.kind != "text":
             raise ValueError("blocks are pieces of a text; leave them out")
         if isinstance(self.model, Head):

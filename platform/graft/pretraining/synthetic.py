@@ -50,9 +50,9 @@ class TaskBatches:
             min(data.points, data.first_points + stage * data.more_points),
         )
 
-    def fresh(self, count: int) -> pa.Table:
-        """Tasks of full size that no batch holds."""
-        seeds = generator(self.seed, "fresh").integers(2**62, size=count)
+    def fresh(self, count: int, stream: str) -> pa.Table:
+        """Tasks of full size that no batch and no other stream holds."""
+        seeds = generator(self.seed, f"fresh-{stream}").integers(2**62, size=count)
         return table(seeds, self.data.dimensions, self.data.points)
 
     def fingerprint(self) -> str:

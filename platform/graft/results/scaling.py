@@ -96,9 +96,12 @@ def fit(form: str, sizes: Sequence[float], data: Sequence[float], losses: Sequen
     n, d, y = (np.asarray(values, float) for values in (sizes, data, np.log(losses)))
     if len(y) <= len(known.names):
         raise DataError(f"{len(y)} runs cannot say {len(known.names)} parameters of {form}; give more than that")
-    values = _search(known, [np.log(begin) for begin in itertools.product(*known.begins)], n, d, y)
+    begins = [np.log(begin) for begin in itertools.product(*known.begins)]
+    values = _search(known, begins, n, d, y)
     rest = [np.arange(len(y)) != at for at in range(len(y))]
-    missed = [_residuals(_search(known, [values], n[own], d[own], y[own]), known, n, d, y)[~own][0] for own in rest]
+    # From a few other beginnings too: the surface is not convex.
+    begins = [values, *begins[:: max(1, len(begins) // 3)]]
+    missed = [_residuals(_search(known, begins, n[own], d[own], y[own]), known, n, d, y)[~own][0] for own in rest]
     return Fit(
         form,
         dict(zip(known.names, map(float, np.exp(values)), strict=True)),
