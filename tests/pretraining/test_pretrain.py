@@ -101,10 +101,12 @@ def test_a_language_model_is_made_and_everyone_can_use_it(path: Path, home: Path
         spec_of = {"name": "x", "models": base, "task": task, "regime": {"examples": 8}, "method": method}
         result = Experiment.from_mapping({**spec_of, "training": training}).run(tmp_path / "out")
         assert result.values["accuracy"] >= 0
-    # What is there is read.
+    # What is there is read, and what a kill has left is cleared away.
     said.clear()
+    (folder / "checkpoints").mkdir()
     assert pretraining.pretrain(spec, lambda what, *_: said.append(what)) == folder
     assert not said
+    assert not (folder / "checkpoints").exists()
 
 
 def test_the_identity_is_what_is_learned_and_not_where_it_lies(path: Path, tmp_path: Path) -> None:

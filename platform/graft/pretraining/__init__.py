@@ -107,6 +107,8 @@ def pretrain(recipe: Recipe, progress: Progress = no_progress, address: str | No
                     with _logging_to(folder / "run.log"):
                         _train(recipe, documents, folder, progress, address)
         recipes.check(folder, f"recipe:{recipe.name}")
+        # A finished model needs none; a process that was killed may not have come to this.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         recipes.point_to(recipe.name, folder)
     return folder
 
@@ -138,7 +140,6 @@ def _train(
     (folder / "recipe.yaml").write_text(shown.to_yaml(), encoding="utf-8")
     (folder / "README.md").write_text(card.text(shown, about, curves[0]), encoding="utf-8")
     recipes.write_manifest(folder, about)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     log.info("%s is done: %s", recipe.name, about["evaluation"])
 
 
