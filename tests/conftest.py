@@ -10,6 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
+# Before torch is imported: networks this small are slower with more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SENTENCES = [
     "The cat sat on the mat and looked at the small red ball.",
     "Once upon a time there was a little girl who loved to play outside.",

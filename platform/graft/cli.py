@@ -293,15 +293,13 @@ def main() -> None:
         app()
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        raise
     except GraftError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         status = error.exit_code
-        sys.exit(status)
     except BrokenPipeError:
         status = 0
-        sys.exit(status)
+    sys.exit(status)
 
 
 def _leave(status: int) -> None:

@@ -27,12 +27,10 @@ def digest(*parts: Any) -> str:
 
 def table_digest(table: pa.Table) -> str:
     """A hex digest of a table's columns and values, as they are stored: chunks make no difference, types do."""
-    state = hashlib.blake2b(digest_size=KEY_BYTES)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table.combine_chunks())
-    state.update(sink.getvalue())
-    return state.hexdigest()
+    return hashlib.blake2b(sink.getvalue(), digest_size=KEY_BYTES).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -266,6 +266,16 @@ def _models(value: Any) -> Any:
     return value
 
 
+def check_sharding(scaling: Scaling, training: Training) -> None:
+    """Refuse an optimizer whose state cannot be divided among processes.
+
+    Raises:
+        ValueError: the two do not go together.
+    """
+    if scaling.strategy == "fsdp" and training.optimizer == "adafactor":
+        raise ValueError("training.optimizer: adafactor's state cannot be sharded; use adamw, or strategy: ddp")
+
+
 class Experiment(Document):
     """One question put to one method with one amount of data, and optionally the sweep around it."""
 
@@ -286,8 +296,7 @@ class Experiment(Document):
 
     @model_validator(mode="after")
     def _can_be_sharded(self) -> Self:
-        if self.scaling.strategy == "fsdp" and self.training.optimizer == "adafactor":
-            raise ValueError("training.optimizer: adafactor's state cannot be sharded; use adamw, or strategy: ddp")
+        check_sharding(self.scaling, self.training)
         return self
 
     @model_validator(mode="after")

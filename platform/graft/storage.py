@@ -1,6 +1,7 @@
 """Where runs, sweeps and the column store are kept: a local folder or any URI that `pyarrow.fs` knows."""
 
 import contextlib
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -108,3 +109,20 @@ def children(files: fs.FileSystem, folder: str) -> list[str]:
     """Sorted names inside a folder, hidden ones left out; empty where there is no such folder."""
     found = files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Inside, what graft logs goes to this file too, from INFO on."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("graft")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

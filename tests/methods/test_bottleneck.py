@@ -5,7 +5,6 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +97,6 @@ WRITERS = [
 EVERY = pytest.mark.parametrize("family", FAMILIES)
 BOTH = pytest.mark.parametrize("kind", KINDS)
 THREE = pytest.mark.parametrize("family", ["Llama", "GPT2", "T5"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads would only wait for each other over matrices this small: measured three times the processor time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def frozen(family: str) -> Any:

@@ -81,7 +81,7 @@ def test_the_curriculum_is_a_function_of_the_step() -> None:
 
 
 def test_the_loss_does_not_depend_on_how_a_batch_is_shared() -> None:
-    node = HeadNode(SETTINGS, 10.0, 0)
+    node = HeadNode(SETTINGS, 0)
     module, batch = node.build(), BATCHES.batch(60)
     with torch.no_grad():
         whole = float(module(**node.collate(batch)))
@@ -103,7 +103,7 @@ def test_a_point_does_not_see_its_own_label_nor_what_follows() -> None:
 
 def trained(max_steps: int, folder: Path) -> ReasoningHead:
     data = DATA.model_copy(update={"tasks_per_batch": 64, "every_steps": 150})
-    node, batches = HeadNode(SETTINGS, 10.0, 0), synthetic.TaskBatches(data, 0)
+    node, batches = HeadNode(SETTINGS, 0), synthetic.TaskBatches(data, 0)
     training = Training(max_steps=max_steps, learning_rate=3e-3, checkpoint_steps=100)
     return node.trained(
         carry_out(Job(node, training, batches), fs.LocalFileSystem(), str(folder), lambda *_: None).weights

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,6 @@ from graft.training.states import Job, Trained
 sys.path.insert(0, str(Path(__file__).parent))
 
 from nodes import Reciter, rows
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 SETTINGS = {"max_steps": 12, "learning_rate": 1e-2, "tokens_per_batch": 160, "checkpoint_steps": 4}
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -143,17 +142,8 @@ def frozen(loop: Loop) -> dict[str, float]:
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Several threads take ten times as long for a model as small as this."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def folder(one_thread: None, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have carried out all cases."""
     folder = tmp_path_factory.mktemp("two")
     for name, case in CASES.items():

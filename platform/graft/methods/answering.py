@@ -173,6 +173,17 @@ class Answer(Node):
         return {**row, **{name: self.model.cut([row[name]], self.max_tokens)[0] for name in self._cuttable()}}
 
 
+def for_labels(dataset: Dataset, **switches: bool) -> None:
+    """Refuse switches that only labels have.
+
+    Raises:
+        SpecError: one is on, and the answers are free text.
+    """
+    for name, on in switches.items():
+        if on and dataset.labels is None:
+            raise SpecError(f"method.{name} is for labels; this task's answers are free text: leave it false")
+
+
 def asking(method: str, role: str, model: Any, task: Task, dataset: Dataset, scores: bool = True) -> Mapping[str, Any]:
     """The fields of an `Answer` that follow from the task and the model.
 

@@ -23,7 +23,7 @@ from graft.arrays import matrix
 from graft.errors import ModelError, SpecError
 from graft.graph import Context, Graph, Node
 from graft.hashing import row_keys
-from graft.methods.answering import Answer, Row, asking
+from graft.methods.answering import Answer, Row, asking, for_labels
 from graft.methods.embed import Embed
 from graft.seeds import generator
 from graft.spec import Method, Task
@@ -70,9 +70,7 @@ class InContextLearning(Method):
         """
         base = models["base"]
         asked = asking("icl", "base", base, task, dataset)
-        for name in ("calibrate", "length_normalize"):
-            if getattr(self, name) and dataset.labels is None:
-                raise SpecError(f"method.{name} is for labels; this task's answers are free text: leave it false")
+        for_labels(dataset, calibrate=self.calibrate, length_normalize=self.length_normalize)
         similar = self.selection == "similar" and self.num_shots > 0
         if similar and base.remote and "encoder" not in models:
             raise SpecError("models.encoder is missing: selection: similar needs one where models.base is an endpoint")

@@ -70,23 +70,34 @@ class Instruct(Tuning):
             DataError: another task's training rows hold test rows of this one.
             SpecError: a task of the mixture is no text.
         """
-        found = tuple(_described(place, member, dataset) for place, member in enumerate(self.mixture))
+        mixture = enumerate(self.mixture)
+        found = tuple(described(f"method.mixture.{place}", member, dataset) for place, member in mixture)
         fields = self.fields(task, dataset, models)
         node = Instructed(**fields, mixture=found, balancing=self.balancing, limit=self.limit)
         return Graph([node], dataset.inputs)
 
 
-def _described(place: int, member: Member, dataset: "Dataset") -> dict[str, Any]:
-    """A member as plain values, with the digest of its rows."""
+def described(where: str, member: Member, dataset: "Dataset | None" = None) -> dict[str, Any]:
+    """A member as plain values, with the digest of its rows.
+
+    Args:
+        where: it stands in the spec.
+        member: another task.
+        dataset: the task itself, none of whose rows it may bring; None where there is none.
+
+    Raises:
+        DataError: it brings rows of the task itself.
+        SpecError: it is no text, or a template does not suit its rows.
+    """
     other = member.task.read()
-    where = f"method.mixture.{place}"
     if other.kind not in ("text", "messages"):
         raise SpecError(f"{where}.task: its inputs are {other.kind}; a language model reads text")
     if other.kind == "messages" and member.task.max_tokens is not None:
         raise SpecError(f"{where}.task.max_tokens: text columns are cut, not conversations; leave it null")
-    for rows, what in ((dataset.test, "test rows"), (dataset.train, "rows")):
-        own = set(_contents(rows, dataset.inputs))
-        if shared := sum(key in own for key in _contents(other.train, other.inputs)):
+    own = ((dataset.test, "test rows", dataset.inputs), (dataset.train, "rows", dataset.inputs)) if dataset else ()
+    for rows, what, inputs in own:
+        known = set(_contents(rows, inputs))
+        if shared := sum(key in known for key in _contents(other.train, other.inputs)):
             raise DataError(
                 f"{where}.task: {shared} of its rows are {what} of the task itself, which only regime.examples may "
                 "give; leave them out"

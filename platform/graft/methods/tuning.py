@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
-from graft.errors import ModelError, SpecError
+from graft.errors import ModelError
 from graft.graph import Context, Graph, Models
-from graft.methods.answering import Answer, asking
+from graft.methods.answering import Answer, asking, for_labels
 from graft.sections import Section
 from graft.spec import Method, Task
 
@@ -98,8 +98,7 @@ class Tuning(Method):
             raise ModelError(
                 f"models.base.dtype: got {base.source.dtype}, which cannot be trained on a CPU; leave it null"
             )
-        if self.length_normalize and dataset.labels is None:
-            raise SpecError("method.length_normalize is for labels; this task's answers are free text: leave it false")
+        for_labels(dataset, length_normalize=self.length_normalize)
         adapter = self.trained()
         if "peft_type" in adapter:
             from graft.methods import peft_fields
@@ -287,17 +286,14 @@ class Tuned(Answer):
         return {"plain": False, "context_tokens": room}
 
     def _open(self) -> "nn.Module":
+        import torch
+
         from graft.methods import adapting
 
         network = adapting.put_in(self.model, self.adapter, self.seed, self.weights).network
         # It answers in the precision of the frozen model beside it.
-        return network.to(self._network_dtype) if "full" in self.adapter else network
-
-    @property
-    def _network_dtype(self) -> Any:
-        import torch
-
-        return getattr(torch, self.model.dtype.removeprefix("torch."))
+        dtype = getattr(torch, self.model.dtype.removeprefix("torch."))
+        return network.to(dtype) if "full" in self.adapter else network
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {f"weights/{name}": value for name, value in self.weights.items()}

@@ -10,31 +10,30 @@ trains while the other waits. A killed training goes on from its last checkpoint
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import logging
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from graft import hashing, models
-from graft.errors import SpecError
 from graft.execution import Progress, no_progress
-from graft.methods.instruct import PLACES, Instructed, Member
+from graft.methods.instruct import PLACES, Instructed, described
 from graft.models import recipes
 from graft.pretraining import card, corpus, evaluation, generated, language, packing
 from graft.pretraining.key_value import KeyValueWorld
-from graft.pretraining.recipe import Head, KeyValue, LogisticTasks, Masked, Recipe, Text, World
+from graft.pretraining.recipe import Head, Instruction, KeyValue, LogisticTasks, Masked, Recipe, Text, World
 from graft.pretraining.world import LittleWorld
 from graft.seeds import generator
 from graft.spec import ModelSource, Task
-from graft.storage import open_storage, writing
-from graft.tasks.templates import template_for
+from graft.storage import logging_to, open_storage, writing
 from graft.training import Job, Trained, carry_out
-from graft.training.states import State, curve
+from graft.training.states import curve
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +60,80 @@ class Material:
     """Whether those are learned too, because a world has no others."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Making:
+    """A model in the making: its recipe, and what that reads, read once."""
+
+    recipe: Recipe
+    documents: corpus.Corpus | None
+    mixture: tuple[dict[str, Any], ...]
+    """Tasks of the second stage, as `graft.methods.instruct` describes them."""
+    progress: Progress = no_progress
+    address: str | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, progress: Progress = no_progress, address: str | None = None) -> Self:
+        """Read what a recipe reads.
+
+        Raises:
+            DataError: it cannot be read.
+            SpecError: a task of the second stage cannot be learned.
+        """
+        documents = corpus.read(recipe.data) if isinstance(recipe.data, Text) else None
+        members = enumerate(recipe.instruct.mixture if recipe.instruct else ())
+        mixture = tuple(described(f"instruct.mixture.{place}", member) for place, member in members)
+        return cls(recipe, documents, mixture, progress, address)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Twelve hex characters: the recipe with the contents of what it learns from, and not where that lies."""
+        outside: Any = {
+            "name": True,
+            "scaling": True,
+            "data": {"path", "column"},
+            "training": {"checkpoint_seconds"},
+            "instruct": {"training": {"checkpoint_seconds"}, "mixture": {"__all__": {"task": set(PLACES)}}},
+        }
+        values = self.recipe.model_dump(mode="json", exclude=outside)
+        read = self.documents.fingerprint if self.documents else None
+        return hashing.digest(VERSION, values, read, [member["rows"] for member in self.mixture])[:12]
+
+    @property
+    def folder(self) -> Path:
+        """Where the model lies, or will lie."""
+        return recipes.folder_of(self.recipe.name, self.identity)
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda:N`."""
+        from graft.models.loading import resolve_device
+
+        return resolve_device(self.recipe.scaling.device)
+
+    def train(self, job: Job) -> Trained:
+        """One training, with as many workers as the recipe says."""
+        storage, together = self.folder.parent, None
+        if self.recipe.scaling.workers > 1:
+            from graft.training.workers import train_together
+
+            together = functools.partial(
+                train_together,
+                storage=storage,
+                address=self.address,
+                scaling=self.recipe.scaling,
+                name=self.recipe.name,
+            )
+        return carry_out(job, open_storage(storage), self.folder.name, self.progress, together)
+
+
 def identity(recipe: Recipe) -> str:
-    """Twelve hex characters: the recipe with the contents of what it learns from, and not where that lies.
+    """What `Making.identity` is: a recipe's mark, with that of what it learns from.
 
     Raises:
-        DataError: the documents cannot be read.
+        DataError: that cannot be read.
+        SpecError: a task of the second stage cannot be learned.
     """
-    return _identity(recipe, corpus.read(recipe.data) if isinstance(recipe.data, Text) else None)
-
-
-def _identity(recipe: Recipe, documents: corpus.Corpus | None) -> str:
-    outside: Any = {
-        "name": True,
-        "scaling": True,
-        "data": {"path", "column"},
-        "training": {"checkpoint_seconds"},
-        "instruct": {"training": {"checkpoint_seconds"}, "mixture": {"__all__": {"task": set(PLACES)}}},
-    }
-    values = recipe.model_dump(mode="json", exclude=outside)
-    others = [] if recipe.instruct is None else [one.task.read().fingerprint for one in recipe.instruct.mixture]
-    return hashing.digest(VERSION, values, documents.fingerprint if documents else None, others)[:12]
+    return Making.of(recipe).identity
 
 
 def pretrain(recipe: Recipe, progress: Progress = no_progress, address: str | None = None) -> Path:
@@ -96,16 +149,14 @@ def pretrain(recipe: Recipe, progress: Progress = no_progress, address: str | No
         ModelError: what was trained before is damaged.
         TrainingError: training diverges.
     """
-    documents = corpus.read(recipe.data) if isinstance(recipe.data, Text) else None
-    for member in recipe.instruct.mixture if recipe.instruct else ():
-        _check_member(member)
-    folder = recipes.folder_of(recipe.name, _identity(recipe, documents))
+    making = Making.of(recipe, progress, address)
+    folder = making.folder
     with writing(folder):
         if not recipes.is_whole(folder):
             with _alone(folder):
                 if not recipes.is_whole(folder):  # another process may have trained it meanwhile
-                    with _logging_to(folder / "run.log"):
-                        _train(recipe, documents, folder, progress, address)
+                    with logging_to(folder / "run.log"):
+                        _make(making, folder)
         recipes.check(folder, f"recipe:{recipe.name}")
         # A finished model needs none; a process that was killed may not have come to this.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -113,27 +164,11 @@ def pretrain(recipe: Recipe, progress: Progress = no_progress, address: str | No
     return folder
 
 
-def _check_member(member: Member) -> None:
-    """Refuse now what the second stage could not read after the first one.
-
-    Raises:
-        SpecError: a task is no text, or a template does not suit its rows.
-    """
-    data = member.task.read()
-    if data.kind not in ("text", "messages") or (data.kind == "messages" and member.task.max_tokens is not None):
-        raise SpecError(
-            f"instruct.mixture: {member.task.name} holds {data.kind}; give text, or messages without max_tokens"
-        )
-    for template in (member.task.template, *member.templates):
-        template_for(template, data.inputs, data.kind, data.labels is None)
-
-
-def _train(
-    recipe: Recipe, documents: corpus.Corpus | None, folder: Path, progress: Progress, address: str | None
-) -> None:
+def _make(making: Making, folder: Path) -> None:
     """From nothing, or the last checkpoint, to a finished folder."""
-    log.info("%s begins: %s", recipe.name, recipe.model_dump_json())
-    about, curves = _made(recipe, documents, folder, progress, address)
+    recipe = making.recipe
+    log.info("%s begins: %s", recipe.name, _without_places(recipe).model_dump_json())
+    about, curves = _head(making, folder) if isinstance(recipe.model, Head) else _language_model(making, folder)
     parquet.write_table(pa.concat_tables(curves), folder / "training.parquet")
     about = {"name": recipe.name, "identity": folder.name, **about}
     shown = _without_places(recipe)
@@ -161,47 +196,39 @@ def _names_of_files(task: Task) -> dict[str, str]:
     return {name: Path(value).name for name in PLACES if (value := getattr(task, name, None))}
 
 
-def _made(
-    recipe: Recipe, documents: corpus.Corpus | None, folder: Path, progress: Progress, address: str | None
-) -> tuple[dict[str, Any], list[pa.Table]]:
-    """Train and write the model; gives what there is to say of it, and the curves of its stages."""
-    from graft.models.loading import resolve_device
-
-    if isinstance(recipe.model, Head):
-        return _head(recipe, folder, progress, address)
-    material = _material(recipe, documents)
+def _language_model(making: Making, folder: Path) -> tuple[dict[str, Any], list[pa.Table]]:
+    """Train and write a language model; gives what there is to say of it, and the curves of its stages."""
+    recipe, material = making.recipe, _material(making)
+    assert not isinstance(recipe.model, Head)
     settings = language.settings_of(recipe.model, material.tokenizer)
-    node = language.Scratch(settings, recipe.training.seed, resolve_device(recipe.scaling.device))
+    node = language.LanguageNode(settings, recipe.training.seed, making.device)
     held_out = material.held_out if recipe.training.validate_every_steps else None
-    job = Job(node, recipe.training, material.batches, held_out, recipe.scaling.strategy)
-    trained = _carry_out(job, recipe, folder, progress, address)
+    trained = making.train(Job(node, recipe.training, material.batches, held_out, recipe.scaling.strategy))
     language.write(node, trained.weights, material.tokenizer, recipe.weights, folder)
     curves = [curve(trained.state, "pretrained")]
-    found = _evaluated(recipe, node, material, folder, progress)
+    found = _evaluated(making, node, material, folder)
     if recipe.instruct is not None:
-        state = _instruct(recipe, node, material.tokenizer, folder, progress, address)
-        curves.append(curve(state, "instruct"))
-    return _about(trained, documents.fingerprint if documents else material.batches.fingerprint(), found), curves
+        instructed = _instruct(making, recipe.instruct, folder)
+        language.write(node, instructed.weights, material.tokenizer, recipe.weights, folder / recipes.INSTRUCT)
+        curves.append(curve(instructed.state, "instruct"))
+    data = making.documents.fingerprint if making.documents else material.batches.fingerprint()
+    return _about(trained, data, found), curves
 
 
-def _head(
-    recipe: Recipe, folder: Path, progress: Progress, address: str | None
-) -> tuple[dict[str, Any], list[pa.Table]]:
-    """Train and write a reasoning module."""
-    from graft.models.loading import resolve_device
+def _head(making: Making, folder: Path) -> tuple[dict[str, Any], list[pa.Table]]:
+    """Train and write a reasoning module; gives the same."""
     from graft.pretraining import head, synthetic
 
+    recipe = making.recipe
     model, data, training = recipe.model, recipe.data, recipe.training
     assert isinstance(model, Head)
     assert isinstance(data, LogisticTasks)
     sizes = {"width": model.width, "layers": model.layers, "heads": model.heads}
     settings = {"dimensions": data.dimensions, "points": data.points, **sizes}
-    node = head.HeadNode(settings, data.weight_scale, training.seed, resolve_device(recipe.scaling.device))
+    node = head.HeadNode(settings, training.seed, making.device, data.weight_scale)
     batches = synthetic.TaskBatches(data, training.seed)
     held_out = batches.fresh(data.tasks_per_batch, "looked at") if training.validate_every_steps else None
-    trained = _carry_out(
-        Job(node, training, batches, held_out, recipe.scaling.strategy), recipe, folder, progress, address
-    )
+    trained = making.train(Job(node, training, batches, held_out, recipe.scaling.strategy))
     finished = node.trained(trained.weights)
     finished.save(folder)
     found = head.accuracy(finished, batches)
@@ -219,28 +246,13 @@ def _about(trained: Trained, data: str, found: dict[str, float]) -> dict[str, An
     }
 
 
-def _carry_out(job: Job, recipe: Recipe, folder: Path, progress: Progress, address: str | None) -> Trained:
-    """One training of a recipe, with as many workers as it says."""
-    storage = folder.parent
-
-    def together(job: Job, own: str, progress: Progress) -> Trained:
-        from graft.training.workers import train_together
-
-        return train_together(
-            job, own, progress, storage=storage, address=address, scaling=recipe.scaling, name=recipe.name
-        )
-
-    files = open_storage(storage)
-    return carry_out(job, files, folder.name, progress, together if recipe.scaling.workers > 1 else None)
-
-
-def _material(recipe: Recipe, documents: corpus.Corpus | None) -> Material:
+def _material(making: Making) -> Material:
     """The tokenizer and the rows of a recipe.
 
     Raises:
         DataError: there is too little to learn from.
     """
-    training = recipe.training
+    recipe, documents, training = making.recipe, making.documents, making.recipe.training
     if documents is None:
         return _generated(recipe)
     assert isinstance(recipe.data, Text)
@@ -293,18 +305,16 @@ def _generated(recipe: Recipe) -> Material:
     return Material(tokenizer, rows, rows.table(looked_at), tuple(tested), learned)
 
 
-def _evaluated(
-    recipe: Recipe, node: language.Scratch, material: Material, folder: Path, progress: Progress
-) -> dict[str, float]:
+def _evaluated(making: Making, node: language.LanguageNode, material: Material, folder: Path) -> dict[str, float]:
     """What the finished model makes of what it never saw."""
-    about = f"evaluate {recipe.name}"
+    recipe = making.recipe
     if isinstance(material.batches, generated.GeneratedRows):
         right = evaluation.exact_match(language.read(folder), material.batches, material.tested)
         return {f"{'learned.' if material.learned else ''}{part}": share for part, share in right.items()}
     if isinstance(recipe.model, Masked):
         return {"masked_nats": evaluation.masked_loss(language.read(folder), node, material.tested)}
-    handle = models.load(_exactly(folder), recipe.scaling.device)
-    found = evaluation.bits_per_byte(handle, material.tested, lambda done, total: progress(about, done, total))
+    handle, about = models.load(_exactly(folder), recipe.scaling.device), f"evaluate {recipe.name}"
+    found = evaluation.bits_per_byte(handle, material.tested, lambda done, total: making.progress(about, done, total))
     return {"bits_per_byte": found}
 
 
@@ -313,17 +323,12 @@ def _exactly(folder: Path) -> ModelSource:
     return ModelSource(source=str(folder), dtype="float32")
 
 
-def _instruct(
-    recipe: Recipe, node: language.Scratch, tokenizer: Any, folder: Path, progress: Progress, address: str | None
-) -> State:
-    """The second stage: the model learns to answer instructions; gives how that went."""
-    assert recipe.instruct is not None
-    stage, handle = recipe.instruct, models.load(_exactly(folder), recipe.scaling.device)
-    tasks = [member.task.read() for member in stage.mixture]
+def _instruct(making: Making, stage: Instruction, folder: Path) -> Trained:
+    """The second stage: the model learns to answer instructions."""
     instructed = Instructed(
-        model=handle,
-        inputs=tasks[0].inputs,
-        kind=tasks[0].kind,
+        model=models.load(_exactly(folder), making.recipe.scaling.device),
+        inputs=(),  # there is no task but those of the mixture
+        kind="text",
         template="",
         max_tokens=None,
         instruction=None,
@@ -332,17 +337,12 @@ def _instruct(
         generation=True,
         adapter={"full": True},
         seed=stage.training.seed,
-        mixture=tuple(
-            {**member.model_dump(mode="json"), "rows": task.fingerprint}
-            for member, task in zip(stage.mixture, tasks, strict=True)
-        ),
+        mixture=making.mixture,
         limit=stage.limit,
     )
-    rows = [instructed.member(place, own=stage.limit, seed=stage.training.seed) for place in range(len(tasks))]
-    job = Job(instructed, stage.training, pa.concat_tables(rows).combine_chunks(), strategy=recipe.scaling.strategy)
-    trained = _carry_out(job, recipe, folder, progress, address)
-    language.write(node, trained.weights, tokenizer, recipe.weights, folder / recipes.INSTRUCT)
-    return trained.state
+    rows = [instructed.member(place, stage.limit, stage.training.seed) for place in range(len(making.mixture))]
+    encoded = pa.concat_tables(rows).combine_chunks()
+    return making.train(Job(instructed, stage.training, encoded, strategy=making.recipe.scaling.strategy))
 
 
 @contextlib.contextmanager
@@ -361,19 +361,3 @@ def _alone(folder: Path) -> Iterator[None]:
                 waits = True
                 time.sleep(WAIT_SECONDS)
         yield
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("graft")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()

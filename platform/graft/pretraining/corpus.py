@@ -112,7 +112,6 @@ def learn_tokenizer(texts: tuple[str, ...], vocabulary: int, context: int) -> An
         DataError: the texts do not hold enough different pairs for so large a vocabulary.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     # Digits one by one: numbers are then read by their places, not as thousands of words.
@@ -131,20 +130,22 @@ def learn_tokenizer(texts: tuple[str, ...], vocabulary: int, context: int) -> An
         raise DataError(
             f"data.vocabulary: got {vocabulary}; the corpus supports {got} tokens: lower it, or give more text"
         )
-    return finished(tokenizer, PreTrainedTokenizerFast, context)
+    return finished(tokenizer, context)
 
 
-def finished(tokenizer: Any, kind: Any, context: int) -> Any:
+def finished(tokenizer: Any, context: int) -> Any:
     """A transformers tokenizer around one of the tokenizers library: it puts the start token first."""
     from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
 
     start = tokenizer.token_to_id(START)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A", pair=f"{START} $A {START} $B", special_tokens=[(START, start)]
     )
-    known = {"pad_token": PAD, "bos_token": START, "eos_token": END, "mask_token": MASK}
-    names = {role: token for role, token in known.items() if tokenizer.token_to_id(token) is not None}
-    return kind(tokenizer_object=tokenizer, model_max_length=context, clean_up_tokenization_spaces=False, **names)
+    names = {"pad_token": PAD, "bos_token": START, "eos_token": END, "mask_token": MASK}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=context, clean_up_tokenization_spaces=False, **names
+    )
 
 
 def encode(tokenizer: Any, texts: tuple[str, ...]) -> Tokens:

@@ -18,7 +18,8 @@ import pyarrow as pa
 from graft import hashing
 from graft.errors import DataError
 from graft.models.objective import labels_of
-from graft.pretraining.corpus import END, MASK, PAD, START, finished
+from graft.pretraining.corpus import END, PAD, SPECIAL, START, finished
+from graft.pretraining.language import table
 from graft.seeds import generator
 
 Random = np.random.Generator
@@ -80,13 +81,12 @@ def names(count: int, random: Random, taken: Sequence[str] = ()) -> list[str]:
 def word_tokenizer(words: Sequence[str], context: int) -> Any:
     """A transformers tokenizer with one token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
-    known = [PAD, START, END, MASK, *dict.fromkeys(words)]
+    known = [*SPECIAL, *dict.fromkeys(words)]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([PAD, START, END, MASK])
-    return finished(tokenizer, PreTrainedTokenizerFast, context)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return finished(tokenizer, context)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,15 +165,7 @@ class GeneratedRows:
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """Rows as `Trains.encode` gives them, longest first."""
         pairs = sorted((self.tokens(row) for row in rows), key=lambda pair: -len(pair[0]))
-        lists = pa.list_(pa.int32())
-        return pa.table(
-            {
-                "ids": pa.array([ids for ids, _ in pairs], lists),
-                "labels": pa.array([labels for _, labels in pairs], lists),
-                "length": pa.array([len(ids) for ids, _ in pairs], pa.int32()),
-                "targets": pa.array([[sum(label >= 0 for label in labels)] for _, labels in pairs], lists),
-            }
-        )
+        return table([ids for ids, _ in pairs], [labels for _, labels in pairs])
 
     def fingerprint(self) -> str:
         """Identity by content."""

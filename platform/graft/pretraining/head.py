@@ -13,7 +13,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from graft import hashing
 from graft.errors import ModelError
 from graft.models.folders import read_json
 from graft.pretraining import synthetic
+from graft.pretraining.scratch import Scratch
 
 
 class ReasoningHead(nn.Module):  # type: ignore[misc]
@@ -112,25 +113,14 @@ class TaskLoss(nn.Module):  # type: ignore[misc]
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadNode:
-    """A head as the one loop trains it.
+class HeadNode(Scratch):
+    """A head as the one loop trains it: its settings are those of `ReasoningHead`.
 
     Args:
-        settings: of `ReasoningHead`.
         weight_scale: of the tasks.
-        seed: of the first weights.
-        device: where it is trained: no part of what it is.
     """
 
-    settings: Mapping[str, int]
-    weight_scale: float
-    seed: int
-    device: str = "cpu"
-
-    @property
-    def terms(self) -> tuple[float, ...]:
-        """One loss: the mean over all points."""
-        return (1.0,)
+    weight_scale: float = 10.0
 
     def build(self) -> nn.Module:
         """The head with its first weights, and its loss."""
@@ -138,10 +128,6 @@ class HeadNode:
             torch.manual_seed(self.seed)
             head = ReasoningHead(**self.settings)
         return TaskLoss(head.train().requires_grad_(True), self.weight_scale).to(self.device)
-
-    def encode(self, rows: pa.Table) -> pa.Table:
-        """Rows come encoded."""
-        return rows
 
     def collate(self, encoded: pa.Table) -> dict[str, Tensor]:
         """Seeds, and one size for all."""
@@ -158,10 +144,6 @@ class HeadNode:
     def fingerprint(self) -> str:
         """Identity by content."""
         return hashing.digest("reasoning-head", dict(self.settings), self.weight_scale, self.seed)
-
-    def handles(self) -> dict[str, Any]:
-        """None: nothing is frozen."""
-        return {}
 
     def trained(self, weights: Mapping[str, np.ndarray]) -> ReasoningHead:
         """The head with the weights of a training."""

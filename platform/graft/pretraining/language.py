@@ -5,39 +5,32 @@ Shapes: B rows, T positions.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from graft import hashing
 from graft.models.objective import NO_TARGET
 from graft.pretraining.recipe import Causal, Masked
+from graft.pretraining.scratch import Scratch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Tokens = Sequence[int] | NDArray[np.int32]
+"""Of one row."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Scratch:
-    """A network that begins at random, and learns from rows of `ids` and `labels`.
+class LanguageNode(Scratch):
+    """A network of transformers, which learns from rows of `ids` and `labels`.
 
-    Args:
-        settings: of transformers' configuration, `model_type` among them.
-        seed: of the first weights.
-        device: where it is trained: no part of what it is.
+    Its settings are those of transformers' configuration, `model_type` among them.
     """
-
-    settings: Mapping[str, Any]
-    seed: int
-    device: str = "cpu"
-
-    @property
-    def terms(self) -> tuple[float, ...]:
-        """One loss: the mean over all targets."""
-        return (1.0,)
 
     def network(self) -> Any:
         """The network with its first weights: the same for the same seed.
@@ -86,10 +79,6 @@ class Scratch:
             "terms_B": torch.zeros(len(lengths), dtype=torch.int64),
         }
 
-    def encode(self, rows: pa.Table) -> pa.Table:
-        """Rows come encoded."""
-        return rows
-
     def describe(self) -> str:
         """The architecture."""
         width, depth = self.settings["hidden_size"], self.settings["num_hidden_layers"]
@@ -99,9 +88,19 @@ class Scratch:
         """Identity by content."""
         return hashing.digest("scratch", dict(self.settings), self.seed)
 
-    def handles(self) -> dict[str, Any]:
-        """None: nothing is frozen."""
-        return {}
+
+def table(ids: Sequence[Tokens], labels: Sequence[Tokens]) -> pa.Table:
+    """Rows as `graft.graph.Trains.encode` gives them, from a row's tokens and what is to be said at each of them."""
+    lists = pa.list_(pa.int32())
+    targets = [[int(np.count_nonzero(np.asarray(row) != NO_TARGET))] for row in labels]
+    return pa.table(
+        {
+            "ids": pa.array(list(ids), lists),
+            "labels": pa.array(list(labels), lists),
+            "length": pa.array([len(row) for row in ids], pa.int32()),
+            "targets": pa.array(targets, lists),
+        }
+    )
 
 
 def _matrix(column: pa.ChunkedArray, filler: int) -> np.ndarray:
@@ -159,7 +158,7 @@ def read(folder: Path) -> Any:
         return kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
 
-def write(node: Scratch, weights: Mapping[str, np.ndarray], tokenizer: Any, dtype: str, folder: Path) -> None:
+def write(node: LanguageNode, weights: Mapping[str, np.ndarray], tokenizer: Any, dtype: str, folder: Path) -> None:
     """A folder as transformers writes it: configuration, safetensors, tokenizer."""
     import torch
 

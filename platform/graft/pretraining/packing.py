@@ -15,6 +15,7 @@ from graft import hashing
 from graft.errors import DataError
 from graft.models.objective import NO_TARGET
 from graft.pretraining.corpus import SPECIAL, Tokens
+from graft.pretraining.language import table
 from graft.seeds import generator
 
 
@@ -60,7 +61,7 @@ class Pieces:
     def batch(self, position: int) -> pa.Table:
         """The pieces of one batch: each token is to be predicted from those before it."""
         cut = self._cut(position)
-        return table(cut[:, :-1], cut[:, 1:])
+        return table(list(cut[:, :-1]), list(cut[:, 1:]))
 
     def _cut(self, position: int) -> Tokens:
         """Pieces and the token after each, int32 [B, T + 1]."""
@@ -115,7 +116,7 @@ class Gaps(Pieces):
         how = random.random(whole.shape)
         other = random.integers(len(SPECIAL), self.vocabulary, whole.shape).astype(np.int32)
         seen = np.where(guessed & (how < 0.8), np.int32(self.mask), np.where(guessed & (how < 0.9), other, whole))
-        return table(seen, np.where(guessed, whole, np.int32(NO_TARGET)))
+        return table(list(seen), list(np.where(guessed, whole, np.int32(NO_TARGET))))
 
     def fingerprint(self) -> str:
         """Identity by content."""
@@ -129,23 +130,3 @@ def stages_of(blocks: tuple[tuple[int, float], ...], context: int, max_steps: in
         found.append(Stage(round(begins * max_steps), length))
         begins += share
     return tuple(found)
-
-
-def table(ids_BT: Tokens, labels_BT: Tokens) -> pa.Table:
-    """Rows of one length as `Trains.encode` gives them."""
-    rows, width = ids_BT.shape
-    targets = (labels_BT != NO_TARGET).sum(axis=1)
-    return pa.table(
-        {
-            "ids": _lists(ids_BT),
-            "labels": _lists(labels_BT),
-            "length": pa.array(np.full(rows, width, np.int32)),
-            "targets": _lists(targets.astype(np.int32)[:, None]),
-        }
-    )
-
-
-def _lists(values: Tokens) -> pa.Array:
-    rows, width = values.shape
-    offsets = pa.array(np.arange(0, rows * width + 1, width, dtype=np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values, np.int32).reshape(-1)))

@@ -11,22 +11,34 @@ from pydantic import Field, model_validator
 
 from graft.methods.instruct import Member
 from graft.sections import Document, Section
-from graft.spec import Scaling, Training
+from graft.spec import Scaling, Training, check_sharding
 
 Share = Annotated[float, Field(gt=0)]
 """Of rows, beside the other shares."""
 
 
-class Causal(Section):
-    """A language model that continues text: a Llama with rotary positions, its embedding tied to its head."""
+class Transformer(Section):
+    """Sizes that all models here have."""
 
-    kind: Literal["causal"] = "causal"
+    kind: str
     width: int = Field(ge=8, le=16384)
     """Numbers in a token's state; a multiple of `heads`."""
     layers: int = Field(ge=1, le=512)
     """Blocks."""
     heads: int = Field(ge=1)
     """Attention heads."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+class Causal(Transformer):
+    """A language model that continues text: a Llama with rotary positions, its embedding tied to its head."""
+
+    kind: Literal["causal"] = "causal"
     kv_heads: int | None = Field(None, ge=1)
     """Heads of keys and values, which divide `heads`; null is one for each."""
     feed_forward: int | None = Field(None, ge=1)
@@ -35,7 +47,7 @@ class Causal(Section):
     """Longest text, in tokens."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _positions_fit(self) -> Self:
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} is no even multiple of heads {self.heads}")
         if self.heads % (self.kv_heads or self.heads):
@@ -43,16 +55,10 @@ class Causal(Section):
         return self
 
 
-class Masked(Section):
+class Masked(Transformer):
     """An encoder that fills gaps: a BERT without sentence pairs."""
 
     kind: Literal["masked"] = "masked"
-    width: int = Field(ge=8, le=16384)
-    """Numbers in a token's state; a multiple of `heads`."""
-    layers: int = Field(ge=1, le=512)
-    """Blocks."""
-    heads: int = Field(ge=1)
-    """Attention heads."""
     feed_forward: int | None = Field(None, ge=1)
     """Width inside the feed-forward; null is 4 times `width`."""
     context: int = Field(512, ge=8)
@@ -61,29 +67,11 @@ class Masked(Section):
     """Share of tokens to be guessed: 80 % of them masked, 10 % another token, 10 % left
     (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
-        return self
 
-
-class Head(Section):
+class Head(Transformer):
     """A reasoning module: reads labelled points and says the label of the next one (TART, arXiv:2306.07536)."""
 
     kind: Literal["reasoning-head"] = "reasoning-head"
-    width: int = Field(ge=8, le=16384)
-    """Numbers in a state; a multiple of `heads`."""
-    layers: int = Field(ge=1, le=512)
-    """Blocks."""
-    heads: int = Field(ge=1)
-    """Attention heads."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
-        return self
 
 
 class LogisticTasks(Section):
@@ -197,6 +185,13 @@ class Recipe(Document):
     """How the finished weights are written; they are trained in float32."""
     scaling: Scaling = Scaling()
     """Where the work runs."""
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Self:
+        check_sharding(self.scaling, self.training)
+        if self.instruct is not None:
+            check_sharding(self.scaling, self.instruct.training)
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -259,9 +259,9 @@ class Loop:
         last = best = None
         if self.checkpoints is not None and self.parallel.first:
             last, best = self.checkpoints.last(), self.checkpoints.best()
-            # A later one than `last` knows is fine: a kill between two writes leaves it, and it will be found again.
-        values = self.parallel.agreed(None if last is None else last.state)
-        lost = values is not None and self.parallel.agreed(best.step if best else -1) < (values["best_step"] or -1)
+        # A later best than `last` knows is fine: a kill between two writes leaves it, and it will be found again.
+        lost = last is not None and (best.step if best else -1) < (last.state["best_step"] or -1)
+        values, lost = self.parallel.agreed((None if last is None else last.state, lost))
         if values is not None:
             self.state = State.from_json(values)
             self.state.events.append({"step": self.state.step, "reason": "taken up from a checkpoint"})
