@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +30,18 @@ from graft.errors import GraftError, StoreError
 from graft.execution import Pool, Progress, no_progress, peak_memory_bytes
 from graft.graph import Context, Graph, Node, Trains
 from graft.methods.answering import Answer
+from graft.models import recipes
 from graft.planning import Plan, plan
 from graft.pool import RayPool
 from graft.results.records import Record, Result, environment, git_commit, metric_table, write_table
 from graft.seeds import fresh_streams
 from graft.spec import Experiment
-from graft.storage import exists, local_root, open_storage, read_bytes, write_atomic, writing
+from graft.storage import exists, local_root, logging_to, open_storage, read_bytes, write_atomic, writing
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
 from graft.tasks import metrics
 
 if TYPE_CHECKING:
-    from graft.training import Job, Together, Trained
+    from graft.training import Together
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def run(
     Raises:
         GraftError: wrong input; nothing half-written is left.
     """
+    train_missing([experiment], progress, address)
     planned = plan(experiment)
     files = open_storage(storage)
     store = open_store(files, store_limit_bytes)
@@ -73,6 +75,20 @@ def run(
             return carry_out(planned, files, store, progress, pool, _together(planned, storage, address))
     finally:
         store.flush()
+
+
+def train_missing(experiments: Iterable[Experiment], progress: Progress, address: str | None) -> None:
+    """Train the models that experiments name, whose recipes come with graft, and that were never trained.
+
+    Raises:
+        GraftError: a training fails.
+    """
+    sources = (source.source for experiment in experiments for source in experiment.models.values())
+    for path in recipes.untrained(sources):
+        from graft.pretraining import pretrain  # only now: it needs torch
+        from graft.pretraining.recipe import Recipe
+
+        pretrain(Recipe.from_yaml(path), progress, address)
 
 
 def open_store(files: fs.SubTreeFileSystem, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> ColumnStore:
@@ -179,18 +195,14 @@ def _check_answers(planned: Plan) -> None:
         dataclasses.replace(node, labels=labels).check(test)
 
 
-def _together(planned: Plan, storage: str | Path, address: str | None) -> "Together":
-    """Training with several workers, for whoever needs it."""
+def _together(planned: Plan, storage: str | Path, address: str | None) -> "Together | None":
+    """Training with several workers, where the spec asks for them."""
+    scaling = planned.experiment.scaling
+    if scaling.workers == 1:
+        return None
+    from graft.training.workers import train_together
 
-    def train(job: "Job", folder: str, progress: Progress) -> "Trained":
-        from graft.training.workers import train_together
-
-        scaling = planned.experiment.scaling
-        return train_together(
-            job, folder, progress, storage=storage, address=address, scaling=scaling, name=planned.run_id
-        )
-
-    return train
+    return functools.partial(train_together, storage=storage, address=address, scaling=scaling, name=planned.run_id)
 
 
 def _forget_checkpoints(files: fs.SubTreeFileSystem, folder: str) -> None:
@@ -345,23 +357,17 @@ def _logging_to(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
     path = (root / folder if root else Path(tempfile.mkdtemp())) / "run.log"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("graft")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(min(level or logging.INFO, logging.INFO))
+        path.touch()
     try:
-        yield
-    except GraftError:
-        raise
-    except BaseException:
-        log.info("the run stopped", exc_info=True)
-        raise
+        with logging_to(path):
+            try:
+                yield
+            except GraftError:
+                raise
+            except BaseException:
+                log.info("the run stopped", exc_info=True)
+                raise
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
         if root is None:
             with contextlib.suppress(StoreError):
                 before = read_bytes(files, f"{folder}/run.log") if exists(files, f"{folder}/run.log") else b""

@@ -17,7 +17,7 @@ import transformers
 from pyarrow import parquet
 from safetensors.numpy import load_file
 
-from graft import models, pretraining
+from graft import models, planning, pretraining, runner
 from graft.errors import DataError, ModelError, SpecError, StoreError
 from graft.models import recipes
 from graft.pretraining import corpus
@@ -56,6 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("models")
     monkeypatch.setenv("GRAFT_MODELS", str(folder))
     monkeypatch.setattr(recipes, "SHIPPED", folder / "none")
+    monkeypatch.setattr(recipes, "RECIPES", folder / "none")
     return folder
 
 
@@ -422,8 +423,8 @@ def test_wrong_input_names_the_cure(path: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         (
-            {"model": {"kind": "causal", "width": 30, "layers": 1, "heads": 4}},
-            "width 30 is no even multiple of heads 4",
+            {"model": {"kind": "causal", "width": 36, "layers": 1, "heads": 4}},
+            "width 36 is no even multiple of heads 4",
         ),
         (
             {"model": {"kind": "causal", "width": 32, "layers": 1, "heads": 4, "kv_heads": 3}},
@@ -444,3 +445,46 @@ def test_a_wrong_recipe_says_what_and_where(changes: dict[str, Any], message: st
     with pytest.raises(SpecError) as refused:
         recipe(path, **changes)
     assert message in str(refused.value)
+
+
+def test_a_run_trains_the_model_whose_recipe_comes_with_graft(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "sums.yaml").write_text(
+        "name: sums\nmodel: {kind: causal, width: 32, layers: 1, heads: 2, context: 64}\n"
+        "data: {kind: key-value, keys: 12, values: 4, parts: {numbers: 1}}\n"
+        "training: {max_steps: 3, tokens_per_batch: 64}\n"
+    )
+    monkeypatch.setattr(recipes, "RECIPES", tmp_path / "recipes")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"{at % 4} + {at // 4} ,{(at * 7) % 2}\n" for at in range(16)))
+    spec = Experiment.from_mapping(
+        {
+            "name": "asked",
+            "models": {"base": {"source": "recipe:sums"}},
+            "task": {"name": "file", "path": str(rows), "text": "text", "label": "label"},
+            "regime": {"examples": 4},
+            "method": {"name": "icl", "num_shots": 0},
+        }
+    )
+    with pytest.raises(ModelError, match=r"recipe:sums: is not trained yet; graft run and graft sweep train it first"):
+        planning.plan(spec)
+    said: list[str] = []
+    result = runner.run(spec, tmp_path, progress=lambda what, *_: said.append(what))
+    assert any("train" in what for what in said)
+    assert result.metric("accuracy") is not None
+    trained = recipes.find("sums", None)
+    assert trained.parent == home / "sums"
+    said.clear()
+    runner.run(spec.model_copy(update={"name": "again"}), tmp_path, progress=lambda what, *_: said.append(what))
+    assert not any("train" in what for what in said)
+
+
+def test_every_recipe_that_comes_with_graft_can_be_read() -> None:
+    known = sorted((Path(pretraining.__file__).parent / "recipes").glob("*.yaml"))
+    assert known
+    for one in known:
+        spec = Recipe.from_yaml(one)
+        assert spec.name == one.stem
+        pretraining.identity(spec)  # nothing from outside is needed

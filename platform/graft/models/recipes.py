@@ -1,23 +1,30 @@
 """Models that graft trains itself: where they lie, and whether they are still what was trained.
 
     recipe:NAME ─► $GRAFT_MODELS/NAME/IDENTITY, the one that was trained last ─► shipped with graft
+               └─► never trained, but its recipe comes with graft: `graft run` and `graft sweep` train it first
 
 `graft pretrain` puts them there (`graft.pretraining`). Their folders are transformers' own, with a manifest.
 """
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from graft.errors import ModelError, suggest
 from graft.hashing import file_sha256
+from graft.storage import write_atomic
 
 MANIFEST = "recipe.json"
 LATEST = "latest"
 INSTRUCT = "instruct"
 """Folder of the second stage's model, inside the first one's."""
 SHIPPED = Path(__file__).parents[1] / "pretraining" / "shipped"
+RECIPES = Path(__file__).parents[1] / "pretraining" / "recipes"
+"""Recipes that need nothing from outside."""
 
 
 def home() -> Path:
@@ -44,8 +51,14 @@ def find(name: str, variant: str | None) -> Path:
         ModelError: it was never trained, has no such variant, or is damaged.
     """
     folder = _latest(name)
+    if folder is None and recipe_of(name):
+        raise ModelError(
+            f"recipe:{name}: is not trained yet; graft run and graft sweep train it first, graft pretrain "
+            f"{recipe_of(name)} does only that"
+        )
     if folder is None:
         known = {path.parent.name for path in home().glob(f"*/{LATEST}")} | shipped()
+        known |= {path.stem for path in RECIPES.glob("*.yaml")}
         raise ModelError(
             f"recipe:{name}: no such model; {suggest(name, known)}; graft pretrain SPEC trains one whose name is {name}"
         )
@@ -59,6 +72,17 @@ def find(name: str, variant: str | None) -> Path:
 def shipped() -> set[str]:
     """Names of the models that come with graft."""
     return {path.parent.name for path in SHIPPED.glob(f"*/{MANIFEST}")}
+
+
+def recipe_of(name: str) -> Path | None:
+    """The recipe of this name that comes with graft."""
+    return next((path for path in RECIPES.glob("*.yaml") if path.stem == name), None)
+
+
+def untrained(sources: Iterable[str]) -> list[Path]:
+    """Recipes among these sources that come with graft and were never trained."""
+    names = dict.fromkeys(source.removeprefix("recipe:") for source in sources if source.startswith("recipe:"))
+    return [recipe for name in names if _latest(name) is None and (recipe := recipe_of(name))]
 
 
 def _latest(name: str) -> Path | None:
@@ -114,9 +138,7 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
         for path in sorted(place.glob("*"))
         if path.suffix in (".json", ".safetensors", ".jinja")
     }
-    draft = folder / f"{MANIFEST}.tmp"
-    draft.write_text(json.dumps({**about, "files": files}, indent=2) + "\n", encoding="utf-8")
-    draft.replace(folder / MANIFEST)
+    _write(folder / MANIFEST, json.dumps({**about, "files": files}, indent=2) + "\n")
 
 
 def point_to(name: str, folder: Path) -> None:
@@ -126,6 +148,8 @@ def point_to(name: str, folder: Path) -> None:
     if folder == SHIPPED / name:
         (home() / name / LATEST).unlink()
         return
-    draft = folder.parent / f"{LATEST}.{os.getpid()}.tmp"
-    draft.write_text(folder.name + "\n", encoding="utf-8")
-    draft.replace(folder.parent / LATEST)
+    _write(folder.parent / LATEST, folder.name + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomic(fs.LocalFileSystem(), str(path), text.encode())
