@@ -40,6 +40,13 @@ def write_corpus(folder: Path, documents: int = 60) -> Path:
     return folder / "corpus.parquet"
 
 
+def write_wet_and_dry(folder: Path) -> Path:
+    """Rows for the second stage."""
+    rows = folder / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"rain {at},wet\nwind {at},dry\n" for at in range(30)))
+    return rows
+
+
 def recipe(path: Path, **changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "name": "tiny",
@@ -154,29 +161,34 @@ SLOWLY = {
 
 
 @pytest.mark.slow
-def test_killed_twice_it_ends_with_the_weights_of_an_undisturbed_training(
+def test_killed_in_both_stages_it_ends_with_the_weights_of_an_undisturbed_training(
     path: Path, home: Path, tmp_path: Path
 ) -> None:
-    spec = recipe(path, training=SLOWLY)
+    rows = write_wet_and_dry(tmp_path)
+    task = {"name": "file", "path": str(rows), "text": "text", "label": "label"}
+    spec = recipe(path, training=SLOWLY, instruct={"mixture": [{"task": task}], "training": SLOWLY})
     (tmp_path / "spec.yaml").write_text(spec.to_yaml())
-    for step in (20, 60):
+    last = f"{SLOWLY['max_steps']:09d}"
+    for steps in (["000000020"], [last, "000000020"]):
         process = graft(str(tmp_path / "spec.yaml"))
-        until(lambda step=step: [*home.glob(f"tiny/*/checkpoints/*/last-{step:09d}.*")], process)
+        until(lambda steps=steps: all([*home.glob(f"tiny/*/checkpoints/*/last-{step}.*")] for step in steps), process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    with pytest.raises(ModelError, match=r"recipe:tiny: no such model"):
-        models.load("recipe:tiny")
+        with pytest.raises(ModelError, match=r"recipe:tiny: no such model"):
+            models.load("recipe:tiny")
     process = graft(str(tmp_path / "spec.yaml"))
     told, error = process.communicate()
     assert process.returncode == 0, error
     assert "bits_per_byte" in told
-    killed = load_file(models.locate(ModelSource(source="recipe:tiny")) / "model.safetensors")
-    log = (next(home.glob("tiny/*/run.log"))).read_text()
-    assert log.count("training goes on from step") == 2
+    killed = recipes.find("tiny", "pretrained")
+    log = (killed / "run.log").read_text()
+    assert log.count("training goes on from step") >= 2
     os.environ["GRAFT_MODELS"] = str(tmp_path / "other")
-    undisturbed = load_file(pretraining.pretrain(spec) / "model.safetensors")
-    assert killed.keys() == undisturbed.keys()
-    assert all(np.array_equal(killed[name], undisturbed[name]) for name in killed)
+    undisturbed = pretraining.pretrain(spec)
+    for file in ("model.safetensors", "instruct/model.safetensors"):
+        one, other = load_file(killed / file), load_file(undisturbed / file)
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.slow
@@ -325,8 +337,7 @@ def test_a_reasoning_module(home: Path) -> None:
 
 
 def test_a_second_stage_on_instructions_is_a_variant(path: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.csv"
-    rows.write_text("text,label\n" + "".join(f"rain {at},wet\nwind {at},dry\n" for at in range(30)))
+    rows = write_wet_and_dry(tmp_path)
     task = {"name": "file", "path": str(rows), "text": "text", "label": "label"}
     training = {"max_steps": 100, "tokens_per_batch": 512, "learning_rate": 5e-3}
     member = {"task": task, "templates": ["{text}? It is {target}"], "instruction": "Wet or dry?"}
