@@ -20,7 +20,7 @@ setup: .venv/installed ## make .venv and install graft with the extras demo and 
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	@touch $@
 
-demo: setup ## sweep the quickstart (every probe on a real task), report, serve the best arm, ask it once
+demo: setup ## sweep the quickstart (every probe on a real task; a small generative model), serve the best arm, ask it
 	PATH="$(CURDIR)/$(BIN):$$PATH" jobs/demo.sh demo $(PORT)
 
 # The job's own exit code is in make's last line (make itself ends with 2 for any other than 0).

@@ -60,7 +60,7 @@ def run(data: Path, width: int, tokens: int, held_out: tuple[str, ...]) -> dict[
     folder = pretrain(recipe)
     handle = models.load(str(folder))
     bits = recipes.read_manifest(folder)["evaluation"]["bits_per_byte"]
-    count = sum(len(handle.tokenizer(text)["input_ids"]) - 1 for text in held_out)
+    count = sum(len(handle.tokenizer(text, verbose=False)["input_ids"]) - 1 for text in held_out)
     nats = bits * math.log(2) * sum(len(text.encode()) for text in held_out) / count
     size = handle.parameters - handle.config.vocab_size * width
     print(

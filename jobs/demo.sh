@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The README's demo: sweep the quickstart on a Ray started here, report, serve the best arm, ask it once, shut down.
+# The README's demo: sweep the quickstart on a Ray started here, report, do the same with a generative model, serve the
+# quickstart's best arm, ask it once, shut down.
 #
 #   jobs/demo.sh [STORAGE=demo] [PORT=8000]
 set -euo pipefail
@@ -11,6 +12,7 @@ text="Return a new path with the suffix changed."
 graft sweep jobs/specs/quickstart.yaml --storage "$storage" | tee "$storage.log"
 best=$(sed -n 's/^serve its best arm: graft serve \([^ ]*\).*/\1/p' "$storage.log")
 mv "$storage.log" "$storage/sweep.log"
+graft sweep jobs/specs/quickstart-nano.yaml --storage "$storage"
 
 rm -f "$storage/keys.json"
 key=$(graft keys new demo --file "$storage/keys.json" | tail -n 1)
