@@ -85,6 +85,9 @@ def _describe(origin: str, fault: Mapping[str, Any]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] in ("unknown_key", "unknown_name", "no_name", "no_model", "no_method", "unknown_role"):
         got = ""
+    elif fault["type"] == "union_tag_invalid":
+        tag, known = str(fault["ctx"]["tag"]), re.findall(r"'([^']+)'", fault["ctx"]["expected_tags"])
+        got, message = "", f"no kind {tag!r}; {suggest(tag, known)}"
     elif fault["type"] == "missing":
         got, message = "", "is missing"
     else:

@@ -414,7 +414,7 @@ def test_documents_from_files_and_folders_and_a_single_text(tmp_path: Path) -> N
     assert set(corpus.read(Text(path=str(turned))).held_out) == set(parts.held_out)
 
 
-def test_wrong_input_names_the_cure(path: Path, tmp_path: Path) -> None:
+def test_wrong_input_names_the_cure_and_leaves_nothing(path: Path, tmp_path: Path, home: Path) -> None:
     with pytest.raises(DataError, match=r"data\.vocabulary: got 9000; the corpus supports \d+ tokens: lower it"):
         pretraining.pretrain(recipe(path, data={"kind": "text", "path": str(path), "vocabulary": 9000}))
     with pytest.raises(DataError, match=r"fewer than one batch of 1000000 .* lower training\.tokens_per_batch"):
@@ -425,6 +425,7 @@ def test_wrong_input_names_the_cure(path: Path, tmp_path: Path) -> None:
         pretraining.pretrain(recipe(tmp_path / "none.txt"))
     with pytest.raises(DataError, match="column"):
         pretraining.pretrain(recipe(path, data={"kind": "text", "path": str(path), "column": "texts"}))
+    assert not [*home.glob("tiny/[!.]*")]
     (tmp_path / "little.txt").write_text("one line\n")
     with pytest.raises(DataError, match="has 1 texts: some are learned and some held out"):
         pretraining.pretrain(recipe(tmp_path / "little.txt"))
@@ -450,6 +451,11 @@ def test_wrong_input_names_the_cure(path: Path, tmp_path: Path) -> None:
         ({"training": {"batch_ramp_steps": 5}}, "batches from scratch are whole from the first step"),
         ({"modelx": {}}, "unknown key 'modelx'; did you mean 'model'"),
         ({"name": "No Slug"}, "give a slug"),
+        ({"model": {"kind": "causall"}}, "model: no kind 'causall'; did you mean 'causal'?"),
+        (
+            {"scaling": {"strategy": "fsdp"}, "training": {"optimizer": "adafactor"}},
+            "adafactor's state cannot be sharded",
+        ),
     ],
 )
 def test_a_wrong_recipe_says_what_and_where(changes: dict[str, Any], message: str, path: Path) -> None:

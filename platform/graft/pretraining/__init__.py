@@ -22,6 +22,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from graft import hashing, models
+from graft.errors import GraftError
 from graft.execution import Progress, no_progress
 from graft.methods.instruct import PLACES, Instructed, described
 from graft.models import recipes
@@ -155,7 +156,7 @@ def pretrain(recipe: Recipe, progress: Progress = no_progress, address: str | No
         if not recipes.is_whole(folder):
             with _alone(folder):
                 if not recipes.is_whole(folder):  # another process may have trained it meanwhile
-                    with logging_to(folder / "run.log"):
+                    with _clean_if_wrong(folder), logging_to(folder / "run.log"):
                         _make(making, folder)
         recipes.check(folder, f"recipe:{recipe.name}")
         # A finished model needs none; a process that was killed may not have come to this.
@@ -348,8 +349,8 @@ def _instruct(making: Making, stage: Instruction, folder: Path) -> Trained:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Inside, no other process trains the same recipe; the operating system lets go when a process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         waits = False
         while True:
             try:
@@ -360,4 +361,16 @@ def _alone(folder: Path) -> Iterator[None]:
                     log.warning("%s: another process trains it; this one waits, and reads it then", folder)
                 waits = True
                 time.sleep(WAIT_SECONDS)
+        folder.mkdir(parents=True, exist_ok=True)  # the other process may have found that its input is wrong
         yield
+
+
+@contextlib.contextmanager
+def _clean_if_wrong(folder: Path) -> Iterator[None]:
+    """Wrong input that shows only now leaves no folder behind, unless it holds trained weights."""
+    try:
+        yield
+    except GraftError as error:
+        if error.exit_code == 2 and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
