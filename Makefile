@@ -31,7 +31,7 @@ test: setup ## run the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster and not long'
 
 test-slow: setup ## run those that take minutes: every PEFT type, killed sweeps, several Ray nodes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m '(slow or cluster) and not gpu and not long'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '(slow or cluster) and not gpu and not long'
 
 test-long: setup ## run those that take longest: a Slurm cluster, trainings and sweeps killed in every way
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long and not gpu'

@@ -197,6 +197,7 @@ def is_of_a_job(process: psutil.Process) -> bool:
     return "jobs/sweep.py" in words or ("ray::" in words and "Agent" not in words and "ray::IDLE" not in words)
 
 
+@pytest.mark.long
 def test_a_job_is_stopped_with_its_trials(cluster: Place, clone: Path, tmp_path: Path) -> None:
     words = [sys.executable, "jobs/submit.py", "long.yaml", "--storage", str(tmp_path)]
     log = tmp_path / "log"
@@ -216,6 +217,7 @@ def test_a_job_is_stopped_with_its_trials(cluster: Place, clone: Path, tmp_path:
     assert len(list(tmp_path.glob("runs/*/metrics.parquet"))) < 600
 
 
+@pytest.mark.long
 def test_strangers_are_refused(cluster: Place, clone: Path, tmp_path: Path) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{cluster.api}/api/jobs/", timeout=30)

@@ -40,6 +40,7 @@ def test_sixty_seconds_with_your_own_rows(tmp_path: Path, minilm: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_same_spec_swept_served_and_asked(tmp_path: Path, minilm: str) -> None:
     rows, _ = blocks("sh", "Sixty seconds with your own rows")
     sweep, serve = blocks("sh", "The same spec swept, served and asked")

@@ -121,6 +121,16 @@ PAIRS = [
     if kind not in unsuited
 ]
 EVERY = pytest.mark.parametrize(("kind", "model"), PAIRS, indirect=["model"])
+FIRST = dict(reversed([one.values for one in PAIRS]))
+SOME = pytest.mark.parametrize(
+    ("kind", "model"),
+    [
+        pytest.param(*one.values, id=one.id, marks=[] if FIRST[one.values[0]] == one.values[1] else pytest.mark.long)
+        for one in PAIRS
+    ],
+    indirect=["model"],
+)
+"""Each type with one model; with the others only in `make test-long`."""
 slow = pytest.mark.slow
 
 
@@ -152,7 +162,7 @@ def test_every_type_is_tried_or_refused() -> None:
 
 
 @slow
-@EVERY
+@SOME
 def test_it_learns_and_leaves_the_frozen_model_alone(kind: str, model: Path, fitted: Any, adapter: Any) -> None:
     done: Fitted = fitted(kind, model)
     # What is learned from few numbers, far from the answer, needs more steps.
@@ -173,7 +183,7 @@ def test_it_learns_and_leaves_the_frozen_model_alone(kind: str, model: Path, fit
 
 
 @slow
-@EVERY
+@SOME
 def test_saved_it_answers_the_same_here_and_in_peft(kind: str, model: Path, fitted: Any, tmp_path: Path) -> None:
     done: Fitted = fitted(kind, model)
     done.after.save(tmp_path)
@@ -190,7 +200,7 @@ def test_saved_it_answers_the_same_here_and_in_peft(kind: str, model: Path, fitt
 
 
 @slow
-@EVERY
+@SOME
 def test_caches_batches_and_what_follows_change_nothing(
     kind: str, model: Path, fitted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +220,7 @@ def test_caches_batches_and_what_follows_change_nothing(
 
 
 @slow
-@EVERY
+@SOME
 def test_it_writes_what_it_finds_most_likely(kind: str, model: Path, fitted: Any) -> None:
     speaker = fitted(kind, model).node.speaker
     prompts = ["Input: ice\nLabel:", "Input: the sun\nLabel:", "Input: hot\nLabel:"]
@@ -218,7 +228,7 @@ def test_it_writes_what_it_finds_most_likely(kind: str, model: Path, fitted: Any
 
 
 @slow
-@EVERY
+@SOME
 def test_the_seed_decides_and_a_kill_does_not(
     kind: str, model: Path, fitted: Any, adapter: Any, tmp_path: Path
 ) -> None:

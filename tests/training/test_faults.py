@@ -87,6 +87,7 @@ def test_workers_end_with_their_driver(desk: Desk, undisturbed: Callable[[tuple[
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 def test_a_lost_node_is_replaced(desk: Desk, undisturbed: Callable[[tuple[str, ...]], Path]) -> None:
     outcome = disturbed("node", desk, undisturbed)
     assert outcome.bit_equal
