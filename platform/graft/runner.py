@@ -36,7 +36,16 @@ from graft.pool import RayPool
 from graft.results.records import Record, Result, environment, git_commit, metric_table, write_table
 from graft.seeds import fresh_streams
 from graft.spec import Experiment
-from graft.storage import exists, local_root, logging_to, open_storage, read_bytes, write_atomic, writing
+from graft.storage import (
+    clean_if_wrong,
+    exists,
+    local_root,
+    logging_to,
+    open_storage,
+    read_bytes,
+    write_atomic,
+    writing,
+)
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
 from graft.tasks import metrics
 
@@ -113,7 +122,7 @@ def carry_out(
         except StoreError as error:
             log.warning("%s; the run is carried out again", error)
     streams = fresh_streams(planned.experiment.training.seed)
-    with _clean_unless_kept(files, folder), _logging_to(files, folder), streams:
+    with clean_if_wrong(files, folder), _logging_to(files, folder), streams:
         log.info("%s begins: %s", planned.run_id, planned.experiment.model_dump_json())
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
         began = time.perf_counter()
@@ -336,18 +345,6 @@ def _save_graph(graph: Graph, files: fs.SubTreeFileSystem, folder: str) -> None:
             with contextlib.suppress(OSError):
                 files.delete_dir(draft)
             raise
-
-
-@contextlib.contextmanager
-def _clean_unless_kept(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
-    """Wrong input that shows only now leaves no folder behind, unless it was there before or holds trained weights."""
-    new = not exists(files, folder)
-    try:
-        yield
-    except GraftError as error:
-        if error.exit_code == 2 and new and not exists(files, f"{folder}/checkpoints"):
-            files.delete_dir(folder)
-        raise
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from graft.errors import SpecError, StoreError
+from graft.errors import GraftError, SpecError, StoreError
 
 
 def open_storage(uri: str | Path, create: bool = True) -> fs.SubTreeFileSystem:
@@ -109,6 +109,18 @@ def children(files: fs.FileSystem, folder: str) -> list[str]:
     """Sorted names inside a folder, hidden ones left out; empty where there is no such folder."""
     found = files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+
+
+@contextlib.contextmanager
+def clean_if_wrong(files: fs.FileSystem, folder: str) -> Iterator[None]:
+    """Wrong input that shows only inside leaves no folder, unless it was there before or holds trained weights."""
+    new = not exists(files, folder)
+    try:
+        yield
+    except GraftError as error:
+        if error.exit_code == 2 and new and not exists(files, f"{folder}/checkpoints"):
+            files.delete_dir(folder)
+        raise
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ def test_killed_in_both_stages_it_ends_with_the_weights_of_an_undisturbed_traini
     spec = recipe(path, training=SLOWLY, instruct={"mixture": [{"task": task}], "training": SLOWLY})
     (tmp_path / "spec.yaml").write_text(spec.to_yaml())
     last = f"{SLOWLY['max_steps']:09d}"
-    for steps in (["000000020"], [last, "000000020"]):
+    for steps in (["000000020"], ["000000060"], [last, "000000020"]):
         process = graft(str(tmp_path / "spec.yaml"))
         until(lambda steps=steps: all([*home.glob(f"tiny/*/checkpoints/*/last-{step}.*")] for step in steps), process)
         process.send_signal(signal.SIGKILL)
@@ -182,7 +182,7 @@ def test_killed_in_both_stages_it_ends_with_the_weights_of_an_undisturbed_traini
     assert "bits_per_byte" in told
     killed = recipes.find("tiny", "pretrained")
     log = (killed / "run.log").read_text()
-    assert log.count("training goes on from step") >= 2
+    assert log.count("training goes on from step") == 4  # the first stage three times, the second once
     os.environ["GRAFT_MODELS"] = str(tmp_path / "other")
     undisturbed = pretraining.pretrain(spec)
     for file in ("model.safetensors", "instruct/model.safetensors"):
@@ -313,8 +313,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 
 
 def test_a_template_that_does_not_suit_is_found_before_training(path: Path, home: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.csv"
-    rows.write_text("text,label\n" + "".join(f"rain {at},wet\nwind {at},dry\n" for at in range(30)))
+    rows = write_wet_and_dry(tmp_path)
     member = {
         "task": {"name": "file", "path": str(rows), "text": "text", "label": "label"},
         "templates": ["{nosuch}? {target}"],
@@ -435,8 +434,8 @@ def test_wrong_input_names_the_cure_and_leaves_nothing(path: Path, tmp_path: Pat
     ("changes", "message"),
     [
         (
-            {"model": {"kind": "causal", "width": 36, "layers": 1, "heads": 4}},
-            "width 36 is no even multiple of heads 4",
+            {"model": {"kind": "causal", "width": 30, "layers": 1, "heads": 4}},
+            "width 30 is no even multiple of heads 4",
         ),
         (
             {"model": {"kind": "causal", "width": 32, "layers": 1, "heads": 4, "kv_heads": 3}},

@@ -94,17 +94,21 @@ def described(where: str, member: Member, dataset: "Dataset | None" = None) -> d
         raise SpecError(f"{where}.task: its inputs are {other.kind}; a language model reads text")
     if other.kind == "messages" and member.task.max_tokens is not None:
         raise SpecError(f"{where}.task.max_tokens: text columns are cut, not conversations; leave it null")
-    own = ((dataset.test, "test rows", dataset.inputs), (dataset.train, "rows", dataset.inputs)) if dataset else ()
-    for rows, what, inputs in own:
-        known = set(_contents(rows, inputs))
-        if shared := sum(key in known for key in _contents(other.train, other.inputs)):
+    if dataset is not None:
+        _refuse_rows_of(dataset, other, where)
+    for template in (member.task.template, *member.templates):
+        template_for(template, other.inputs, other.kind, other.labels is None)
+    return {**member.model_dump(mode="json"), "rows": other.fingerprint}
+
+
+def _refuse_rows_of(dataset: "Dataset", other: "Dataset", where: str) -> None:
+    for rows, what in ((dataset.test, "test rows"), (dataset.train, "rows")):
+        own = set(_contents(rows, dataset.inputs))
+        if shared := sum(key in own for key in _contents(other.train, other.inputs)):
             raise DataError(
                 f"{where}.task: {shared} of its rows are {what} of the task itself, which only regime.examples may "
                 "give; leave them out"
             )
-    for template in (member.task.template, *member.templates):
-        template_for(template, other.inputs, other.kind, other.labels is None)
-    return {**member.model_dump(mode="json"), "rows": other.fingerprint}
 
 
 def _contents(rows: pa.Table, inputs: tuple[str, ...]) -> list[bytes]:

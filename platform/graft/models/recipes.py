@@ -51,10 +51,10 @@ def find(name: str, variant: str | None) -> Path:
         ModelError: it was never trained, has no such variant, or is damaged.
     """
     folder = _latest(name)
-    if folder is None and recipe_of(name):
+    if folder is None and (recipe := recipe_of(name)):
         raise ModelError(
-            f"recipe:{name}: is not trained yet; graft run and graft sweep train it first, graft pretrain "
-            f"{recipe_of(name)} does only that"
+            f"recipe:{name}: is not trained yet; graft run and graft sweep train it first, graft pretrain {recipe} "
+            "does only that"
         )
     if folder is None:
         known = {path.parent.name for path in home().glob(f"*/{LATEST}")} | shipped()

@@ -22,7 +22,6 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from graft import hashing, models
-from graft.errors import GraftError
 from graft.execution import Progress, no_progress
 from graft.methods.instruct import PLACES, Instructed, described
 from graft.models import recipes
@@ -32,7 +31,7 @@ from graft.pretraining.recipe import Head, Instruction, KeyValue, LogisticTasks,
 from graft.pretraining.world import LittleWorld
 from graft.seeds import generator
 from graft.spec import ModelSource, Task
-from graft.storage import logging_to, open_storage, writing
+from graft.storage import clean_if_wrong, logging_to, open_storage, writing
 from graft.training import Job, Trained, carry_out
 from graft.training.states import curve
 
@@ -99,7 +98,7 @@ class Making:
         read = self.documents.fingerprint if self.documents else None
         return hashing.digest(VERSION, values, read, [member["rows"] for member in self.mixture])[:12]
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path:
         """Where the model lies, or will lie."""
         return recipes.folder_of(self.recipe.name, self.identity)
@@ -156,8 +155,10 @@ def pretrain(recipe: Recipe, progress: Progress = no_progress, address: str | No
         if not recipes.is_whole(folder):
             with _alone(folder):
                 if not recipes.is_whole(folder):  # another process may have trained it meanwhile
-                    with _clean_if_wrong(folder), logging_to(folder / "run.log"):
-                        _make(making, folder)
+                    with clean_if_wrong(open_storage(folder.parent), folder.name):
+                        folder.mkdir(parents=True, exist_ok=True)
+                        with logging_to(folder / "run.log"):
+                            _make(making)
         recipes.check(folder, f"recipe:{recipe.name}")
         # A finished model needs none; a process that was killed may not have come to this.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -165,14 +166,13 @@ def pretrain(recipe: Recipe, progress: Progress = no_progress, address: str | No
     return folder
 
 
-def _make(making: Making, folder: Path) -> None:
+def _make(making: Making) -> None:
     """From nothing, or the last checkpoint, to a finished folder."""
-    recipe = making.recipe
-    log.info("%s begins: %s", recipe.name, _without_places(recipe).model_dump_json())
-    about, curves = _head(making, folder) if isinstance(recipe.model, Head) else _language_model(making, folder)
+    recipe, folder, shown = making.recipe, making.folder, _without_places(making.recipe)
+    log.info("%s begins: %s", recipe.name, shown.model_dump_json())
+    about, curves = _head(making) if isinstance(recipe.model, Head) else _language_model(making)
     parquet.write_table(pa.concat_tables(curves), folder / "training.parquet")
     about = {"name": recipe.name, "identity": folder.name, **about}
-    shown = _without_places(recipe)
     (folder / "recipe.yaml").write_text(shown.to_yaml(), encoding="utf-8")
     (folder / "README.md").write_text(card.text(shown, about, curves[0]), encoding="utf-8")
     recipes.write_manifest(folder, about)
@@ -197,9 +197,9 @@ def _names_of_files(task: Task) -> dict[str, str]:
     return {name: Path(value).name for name in PLACES if (value := getattr(task, name, None))}
 
 
-def _language_model(making: Making, folder: Path) -> tuple[dict[str, Any], list[pa.Table]]:
+def _language_model(making: Making) -> tuple[dict[str, Any], list[pa.Table]]:
     """Train and write a language model; gives what there is to say of it, and the curves of its stages."""
-    recipe, material = making.recipe, _material(making)
+    recipe, folder, material = making.recipe, making.folder, _material(making)
     assert not isinstance(recipe.model, Head)
     settings = language.settings_of(recipe.model, material.tokenizer)
     node = language.LanguageNode(settings, recipe.training.seed, making.device)
@@ -207,16 +207,16 @@ def _language_model(making: Making, folder: Path) -> tuple[dict[str, Any], list[
     trained = making.train(Job(node, recipe.training, material.batches, held_out, recipe.scaling.strategy))
     language.write(node, trained.weights, material.tokenizer, recipe.weights, folder)
     curves = [curve(trained.state, "pretrained")]
-    found = _evaluated(making, node, material, folder)
+    found = _evaluated(making, node, material)
     if recipe.instruct is not None:
-        instructed = _instruct(making, recipe.instruct, folder)
+        instructed = _instruct(making, recipe.instruct)
         language.write(node, instructed.weights, material.tokenizer, recipe.weights, folder / recipes.INSTRUCT)
         curves.append(curve(instructed.state, "instruct"))
     data = making.documents.fingerprint if making.documents else material.batches.fingerprint()
     return _about(trained, data, found), curves
 
 
-def _head(making: Making, folder: Path) -> tuple[dict[str, Any], list[pa.Table]]:
+def _head(making: Making) -> tuple[dict[str, Any], list[pa.Table]]:
     """Train and write a reasoning module; gives the same."""
     from graft.pretraining import head, synthetic
 
@@ -231,7 +231,7 @@ def _head(making: Making, folder: Path) -> tuple[dict[str, Any], list[pa.Table]]
     held_out = batches.fresh(data.tasks_per_batch, "looked at") if training.validate_every_steps else None
     trained = making.train(Job(node, training, batches, held_out, recipe.scaling.strategy))
     finished = node.trained(trained.weights)
-    finished.save(folder)
+    finished.save(making.folder)
     found = head.accuracy(finished, batches)
     return _about(trained, batches.fingerprint(), found), [curve(trained.state, "pretrained")]
 
@@ -306,9 +306,9 @@ def _generated(recipe: Recipe) -> Material:
     return Material(tokenizer, rows, rows.table(looked_at), tuple(tested), learned)
 
 
-def _evaluated(making: Making, node: language.LanguageNode, material: Material, folder: Path) -> dict[str, float]:
+def _evaluated(making: Making, node: language.LanguageNode, material: Material) -> dict[str, float]:
     """What the finished model makes of what it never saw."""
-    recipe = making.recipe
+    recipe, folder = making.recipe, making.folder
     if isinstance(material.batches, generated.GeneratedRows):
         right = evaluation.exact_match(language.read(folder), material.batches, material.tested)
         return {f"{'learned.' if material.learned else ''}{part}": share for part, share in right.items()}
@@ -324,10 +324,10 @@ def _exactly(folder: Path) -> ModelSource:
     return ModelSource(source=str(folder), dtype="float32")
 
 
-def _instruct(making: Making, stage: Instruction, folder: Path) -> Trained:
+def _instruct(making: Making, stage: Instruction) -> Trained:
     """The second stage: the model learns to answer instructions."""
     instructed = Instructed(
-        model=models.load(_exactly(folder), making.recipe.scaling.device),
+        model=models.load(_exactly(making.folder), making.recipe.scaling.device),
         inputs=(),  # there is no task but those of the mixture
         kind="text",
         template="",
@@ -361,16 +361,4 @@ def _alone(folder: Path) -> Iterator[None]:
                     log.warning("%s: another process trains it; this one waits, and reads it then", folder)
                 waits = True
                 time.sleep(WAIT_SECONDS)
-        folder.mkdir(parents=True, exist_ok=True)  # the other process may have found that its input is wrong
         yield
-
-
-@contextlib.contextmanager
-def _clean_if_wrong(folder: Path) -> Iterator[None]:
-    """Wrong input that shows only now leaves no folder behind, unless it holds trained weights."""
-    try:
-        yield
-    except GraftError as error:
-        if error.exit_code == 2 and not (folder / "checkpoints").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        raise

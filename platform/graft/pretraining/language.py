@@ -21,8 +21,8 @@ from graft.pretraining.scratch import Scratch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Tokens = Sequence[int] | NDArray[np.int32]
-"""Of one row."""
+Lists = Sequence[Sequence[int]] | NDArray[np.int32]
+"""Of several rows, each with a number per token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class LanguageNode(Scratch):
         return hashing.digest("scratch", dict(self.settings), self.seed)
 
 
-def table(ids: Sequence[Tokens], labels: Sequence[Tokens]) -> pa.Table:
+def table(ids: Lists, labels: Lists) -> pa.Table:
     """Rows as `graft.graph.Trains.encode` gives them, from a row's tokens and what is to be said at each of them."""
     lists = pa.list_(pa.int32())
     targets = [[int(np.count_nonzero(np.asarray(row) != NO_TARGET))] for row in labels]

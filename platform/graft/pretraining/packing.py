@@ -61,7 +61,7 @@ class Pieces:
     def batch(self, position: int) -> pa.Table:
         """The pieces of one batch: each token is to be predicted from those before it."""
         cut = self._cut(position)
-        return table(list(cut[:, :-1]), list(cut[:, 1:]))
+        return table(cut[:, :-1], cut[:, 1:])
 
     def _cut(self, position: int) -> Tokens:
         """Pieces and the token after each, int32 [B, T + 1]."""
@@ -116,7 +116,7 @@ class Gaps(Pieces):
         how = random.random(whole.shape)
         other = random.integers(len(SPECIAL), self.vocabulary, whole.shape).astype(np.int32)
         seen = np.where(guessed & (how < 0.8), np.int32(self.mask), np.where(guessed & (how < 0.9), other, whole))
-        return table(list(seen), list(np.where(guessed, whole, np.int32(NO_TARGET))))
+        return table(seen, np.where(guessed, whole, np.int32(NO_TARGET)))
 
     def fingerprint(self) -> str:
         """Identity by content."""

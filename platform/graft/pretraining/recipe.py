@@ -47,7 +47,7 @@ class Causal(Transformer):
     """Longest text, in tokens."""
 
     @model_validator(mode="after")
-    def _positions_fit(self) -> Self:
+    def _heads_divide(self) -> Self:
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} is no even multiple of heads {self.heads}")
         if self.heads % (self.kv_heads or self.heads):

@@ -68,7 +68,12 @@ def run_sweep(
         GraftError: a member cannot be carried out as written; nothing has run then.
         ClusterError: there is no cluster, or it was lost.
     """
-    sweep = _Sweep(experiment, storage, watcher or Watcher(), store_limit_bytes, address)
+    watcher = watcher or Watcher()
+    members = expand(experiment)
+    if (most := max(member.scaling.workers for member in members)) > 1:
+        raise SpecError(f"scaling.workers: got {most}; a sweep trains each run in one process: give 1")
+    runner.train_missing(members, watcher.rows, address)
+    sweep = _Sweep(experiment, members, storage, watcher, store_limit_bytes)
     sweep.read_done()
     if missing := sweep.missing():
         with connect(address, f"graft-sweep-{sweep.status.sweep_id}") as cluster:
@@ -85,13 +90,14 @@ class _Sweep:
     """The runs of one sweep and what is known of each so far."""
 
     def __init__(
-        self, experiment: Experiment, storage: str | Path, watcher: Watcher, store_limit_bytes: int, address: str | None
+        self,
+        experiment: Experiment,
+        members: Sequence[Experiment],
+        storage: str | Path,
+        watcher: Watcher,
+        store_limit_bytes: int,
     ):
         # Two values of an axis may stand for one experiment; it is carried out and counted once.
-        members = expand(experiment)
-        if (most := max(member.scaling.workers for member in members)) > 1:
-            raise SpecError(f"scaling.workers: got {most}; a sweep trains each run in one process: give 1")
-        runner.train_missing(members, watcher.rows, address)
         self.plans = {plan.run_id: plan for plan in planning.plans(members)}
         self.files = open_storage(storage)
         self.storage = storage

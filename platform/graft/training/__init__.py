@@ -56,7 +56,7 @@ def train(
         raise DataError(
             f"scaling.workers: got {experiment.scaling.workers}; a sweep trains each run in one process: give 1"
         )
-    return carry_out(job, files, folder, progress, together if experiment.scaling.workers > 1 else None)
+    return carry_out(job, files, folder, progress, together)
 
 
 def carry_out(
