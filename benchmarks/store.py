@@ -27,6 +27,7 @@ def trials(test_examples: int) -> list[planning.Plan]:
     """Twelve planned experiments: 2 classifiers x 2 amounts of data x 3 seeds."""
     values = read_yaml(SPEC)
     values["task"]["test_examples"] = test_examples
+    values["method"] = {"name": "probe"}
     values["sweep"] = {"axes": AXES, "seeds": 3}
     return planning.plans(expand(Experiment.from_mapping(values)))
 

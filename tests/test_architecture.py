@@ -12,7 +12,7 @@ LAYERS = (
     {"spec", "sections", "specfile", "errors", "hashing", "seeds", "storage", "arrays"},
     {"models", "store", "cluster"},
     {"graph", "execution", "tasks"},
-    {"methods", "crew", "pool"},
+    {"methods", "crew", "pool", "estimators"},
     {"results", "pretraining", "training"},
     {"planning"},
     {"runner", "runs"},

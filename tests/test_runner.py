@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
         name: {"name": "probe", "classifier": name}
         for name in ("majority", "centroid", "knn", "lda", "ridge", "logistic")
     },
+    "tart": {"name": "tart"},
     "icl": {"name": "icl", "num_shots": 2},
     "icl-calibrated": {"name": "icl", "num_shots": 1, "calibrate": True},
     "icl-similar": {"name": "icl", "num_shots": 2, "selection": "similar"},

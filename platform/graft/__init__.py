@@ -10,6 +10,7 @@ _NAMES = {
     "Experiment": "graft.spec:Experiment",
     "load": "graft.runs:load",
     "models": "graft.models:",
+    "TartClassifier": "graft.estimators:TartClassifier",
     "GraftError": "graft.errors:GraftError",
 }
 

@@ -105,7 +105,9 @@ def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> 
 def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any], graph: Graph) -> str:
     """Slug and hash of the resolved spec, with the contents of rows and models in place of where they lie."""
     places = {"path", "train", "test"}
-    outside: Any = {"sweep": True, "task": places, "method": {"mixture": {"__all__": {"task": places}}}}
+    # A head is in the fingerprint of its node.
+    own: Any = {"mixture": {"__all__": {"task": places}}, "head": True}
+    outside: Any = {"sweep": True, "task": places, "method": own}
     # What changes no result is no part of the question.
     values = experiment.model_dump(mode="json", exclude={**outside, "training": {"checkpoint_seconds"}})
     for role, handle in handles.items():
@@ -116,6 +118,6 @@ def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any],
 
 
 def _size(source: ModelSource) -> str:
-    if source.source.startswith("endpoint:"):
+    if source.source.startswith(("endpoint:", "features:")):
         return ""
     return f"({sum(path.stat().st_size for path in models.locate(source).glob('*.safetensors')) / 2**20:.0f} MiB)"

@@ -30,7 +30,8 @@ class ModelSource(Section):
     """A frozen pre-trained model and how it is to be loaded and read."""
 
     source: str
-    """Local folder, hub name, installed package, `recipe:NAME`, or `endpoint:URL#MODEL` (OpenAI-compatible)."""
+    """Local folder, hub name, installed package, `recipe:NAME`, `endpoint:URL#MODEL` (OpenAI-compatible), or
+    `features:pixels` and `features:log-mel` of images and sounds."""
     variant: Literal["pretrained", "instruct"] | None = None
     """Which training stage speaks: null uses a chat template where the tokenizer has one, pretrained never does."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

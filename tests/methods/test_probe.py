@@ -19,8 +19,9 @@ from graft.graph import Context
 from graft.methods import probe
 from graft.methods.probe import LOGISTIC_C, RIDGE_ALPHAS, Classify
 from graft.spec import Experiment
+from graft.tasks.regimes import folds
 
-CLASSIFIERS = ("majority", "centroid", "knn", "lda", "ridge", "logistic")
+CLASSIFIERS = ("majority", "centroid", "knn", "lda", "ridge", "logistic", "logistic_by_accuracy")
 
 
 class Pooled(BaseEstimator):
@@ -130,6 +131,25 @@ def test_logistic_is_no_worse_in_log_loss_than_any_fixed_c_by_much() -> None:
         for c in LOGISTIC_C
     ]
     assert own <= min(fixed) + 0.05
+
+
+@pytest.mark.parametrize(("classifier", "loss"), [("logistic", log_loss), ("logistic_by_accuracy", None)])
+def test_c_is_the_one_with_the_lowest_loss_of_rows_left_out(classifier: str, loss: Any) -> None:
+    """By accuracy the most regularised of equals; the two differ on these rows."""
+    node, features, targets = fitted(classifier, 40, 3)
+    z = (features - features.mean(axis=0)).astype(float)
+    z /= z.std()
+    answers, losses = np.array(targets), {}
+    for c in LOGISTIC_C:
+        scored, right = [], []
+        for train, validation in folds(targets, context(40, ("c0", "c1", "c2")).experiment.regime):
+            model = LogisticRegression(C=c, max_iter=5000).fit(z[train], answers[train])
+            scored.append(model.predict_proba(z[validation]))
+            right.extend(answers[validation])
+        shares = np.concatenate(scored)
+        losses[c] = loss(right, shares) if loss else 1 - np.mean(np.unique(targets)[shares.argmax(axis=1)] == right)
+    best = LogisticRegression(C=min(losses, key=losses.__getitem__), max_iter=5000).fit(z, answers)
+    assert np.exp(scores(node, features)) == pytest.approx(best.predict_proba(z), abs=1e-3)
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from graft import models, planning, pretraining, runner
 from graft.errors import DataError, ModelError, SpecError, StoreError
-from graft.models import recipes
+from graft.models import heads, recipes
 from graft.pretraining import corpus
 from graft.pretraining.evaluation import bits_per_byte
 from graft.pretraining.recipe import Recipe, Text
@@ -325,14 +325,12 @@ def test_a_template_that_does_not_suit_is_found_before_training(path: Path, home
 
 def test_a_reasoning_module(home: Path) -> None:
     data = {"kind": "logistic-tasks", "dimensions": 2, "points": 12, "tasks_per_batch": 16, "first_dimensions": 2}
-    model = {"kind": "reasoning-head", "width": 16, "layers": 1, "heads": 2}
+    model = {"kind": "tart", "width": 16, "layers": 1, "heads": 2}
     training = {"max_steps": 30, "learning_rate": 3e-3, "validate_every_steps": 10}
     spec = Recipe.from_mapping({"name": "head", "model": model, "data": data, "training": training})
     folder = pretraining.pretrain(spec)
     assert 0.4 < recipes.read_manifest(folder)["evaluation"]["accuracy"] <= 1
-    from graft.pretraining.head import ReasoningHead
-
-    assert ReasoningHead.load(recipes.find("head", None)).settings["points"] == 12
+    assert heads.open_head("head").network.settings["points"] == 12
 
 
 def test_a_second_stage_on_instructions_is_a_variant(path: Path, tmp_path: Path) -> None:

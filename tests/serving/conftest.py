@@ -1,4 +1,4 @@
-"""Finished runs to serve: two that share an encoder, and one on vectors without any model."""
+"""Finished runs to serve: three that share an encoder, and one on vectors without any model."""
 
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,22 @@ def carry_out(storage: Path, **values: Any) -> str:
 
 @pytest.fixture(scope="session")
 def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama: Path) -> Path:
-    """A storage whose runs are named by what they are: `centroid`, `ridge`, `vectors`, `words` (free text)."""
+    """A storage whose runs are named by what they are: `centroid`, `ridge`, `tart`, `vectors`, `words` (free text)."""
     folder = tmp_path_factory.mktemp("serving")
     lines = [f"a text about {topic} number {i},{topic}" for i in range(30) for topic in TOPICS]
     (folder / "rows.csv").write_text("text,topic\n" + "\n".join(lines) + "\n")
     rows = {"name": "file", "path": str(folder / "rows.csv"), "text": "text"}
     encoder, base = {"source": str(tiny_bert)}, {"source": str(tiny_llama)}
-    for classifier in ("centroid", "ridge"):
+    probes = {name: {"name": "probe", "classifier": name} for name in ("centroid", "ridge")}
+    for name, method in {**probes, "tart": {"name": "tart"}}.items():
         run_id = carry_out(
             folder,
             models={"encoder": encoder},
             task={**rows, "label": "topic"},
-            method={"name": "probe", "classifier": classifier},
+            method=method,
             regime={"examples": 12},
         )
-        (folder / classifier).write_text(run_id)
+        (folder / name).write_text(run_id)
     vectors = carry_out(folder, task={"name": "wine"}, method={"name": "probe", "classifier": "ridge"})
     (folder / "vectors").write_text(vectors)
     words = carry_out(
@@ -47,4 +48,4 @@ def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llam
 @pytest.fixture(scope="session")
 def run_ids(storage: Path) -> dict[str, str]:
     """What a run is to its run_id."""
-    return {name: (storage / name).read_text() for name in ("centroid", "ridge", "vectors", "words")}
+    return {name: (storage / name).read_text() for name in ("centroid", "ridge", "tart", "vectors", "words")}

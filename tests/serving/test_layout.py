@@ -14,16 +14,18 @@ def layout(storage: Path, run_ids: dict[str, str]) -> Layout:
 
 
 def test_a_model_is_deployed_once_whoever_uses_it(layout: Layout, tiny_bert: Path) -> None:
-    centroid, ridge, _, words = layout.runs
+    centroid, ridge, tart, _, words = layout.runs
     (shared,) = {segment.deployment for run in (centroid, ridge) for segment in run.segments}
+    assert tart.segments[0].deployment == shared
+    assert tart.segments[1].deployment.startswith("reason-recipe-hybrid")
     assert shared.startswith(f"embed-{tiny_bert.name.rstrip('0123456789').replace('_', '-')}")
     assert words.segments[0].deployment == shared
     assert {segment.deployment for run in layout.runs for segment in run.segments} == set(layout.devices)
-    assert len(layout.devices) == 3
+    assert len(layout.devices) == 4
 
 
 def test_nodes_without_a_model_ride_with_the_one_before(layout: Layout) -> None:
-    centroid, _, vectors, words = layout.runs
+    centroid, _, _, vectors, words = layout.runs
     assert [(part.start, part.stop) for part in centroid.segments] == [(0, 2)]
     assert [(part.start, part.stop) for part in vectors.segments] == [(0, 1)]
     assert vectors.segments[0].deployment.startswith("classify-")
@@ -33,14 +35,14 @@ def test_nodes_without_a_model_ride_with_the_one_before(layout: Layout) -> None:
 
 
 def test_what_nobody_reads_later_stays_in_the_replica(layout: Layout) -> None:
-    centroid, _, _, words = layout.runs
+    centroid, *_, words = layout.runs
     assert centroid.segments[0].keeps == ("prediction", "scores")
     assert "demonstrations" in words.segments[0].keeps
     assert "embedding" not in words.segments[0].keeps
 
 
 def test_only_a_classification_has_labels(layout: Layout) -> None:
-    assert [run.classifies for run in layout.runs] == [True, True, True, False]
+    assert [run.classifies for run in layout.runs] == [True, True, True, True, False]
 
 
 def test_a_run_named_twice_is_served_once(storage: Path, run_ids: dict[str, str]) -> None:

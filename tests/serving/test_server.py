@@ -24,6 +24,7 @@ from graft.cluster import connect
 
 GRAFT = [sys.executable, "-m", "graft.cli"]
 SECONDS = 180
+SERVED = ("centroid", "ridge", "tart", "vectors")
 
 
 @dataclass
@@ -108,7 +109,7 @@ def read_announcement(popen: subprocess.Popen[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def server(storage: Path, run_ids: dict[str, str]) -> Iterator[Process]:
     port = free_port()
-    popen = start(storage, run_ids["centroid"], run_ids["ridge"], run_ids["vectors"], port=port)
+    popen = start(storage, *(run_ids[name] for name in SERVED), port=port)
     printed = read_announcement(popen)
     key = next((line.split()[1] for line in printed if line.startswith("key ")), "")
     yield Process(popen, f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {key}"}, printed)
@@ -120,7 +121,7 @@ def server(storage: Path, run_ids: dict[str, str]) -> Iterator[Process]:
 def test_it_says_what_it_serves_and_how_to_ask(server: Process, run_ids: dict[str, str]) -> None:
     text = "\n".join(server.printed)
     assert f"serving    {server.url}" in text
-    assert all(run_ids[name] in text for name in ("centroid", "ridge", "vectors"))
+    assert all(run_ids[name] in text for name in SERVED)
     assert "dashboard  http://127.0.0.1:" in text
     command = server.printed[-1].removeprefix("try").strip()
     asked = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60, check=True)
@@ -139,22 +140,24 @@ def test_health_readiness_and_a_wrong_key(server: Process, run_ids: dict[str, st
 
 def test_a_shared_encoder_is_deployed_once(server: Process, run_ids: dict[str, str]) -> None:
     graphs = {graph["model"]: graph["nodes"] for graph in server.get("/v1/graph").json()["data"]}
-    centroid, ridge, vectors = (graphs[run_ids[name]] for name in ("centroid", "ridge", "vectors"))
-    (shared,) = {node["deployment"] for node in centroid + ridge}
+    centroid, ridge, tart, vectors = (graphs[run_ids[name]] for name in SERVED)
+    (shared,) = {node["deployment"] for node in [*centroid, *ridge, tart[0]]}
     assert [node["class"] for node in centroid] == ["graft.methods.embed:Embed", "graft.methods.probe:Classify"]
     assert centroid[0]["models"] == ridge[0]["models"]
     assert len(centroid[0]["models"]["model"]["fingerprint"]) == 32
     running = {title(child) for child in descendants(server.popen.pid) if "ServeReplica:graft:" in title(child)}
-    assert {line.split("graft:")[1].strip() for line in running} == {shared, vectors[0]["deployment"], "http"}
+    assert {line.split("graft:")[1].strip() for line in running} == {
+        *(shared, tart[1]["deployment"], vectors[0]["deployment"], "http")
+    }
 
 
 def test_answers_equal_the_run_under_eight_clients(server: Process, storage: Path, run_ids: dict[str, str]) -> None:
     expected = {
         (name, row["id"]): row
-        for name in ("centroid", "ridge", "vectors")
+        for name in SERVED
         for row in parquet.read_table(storage / "runs" / run_ids[name] / "predictions.parquet").to_pylist()
     }
-    inputs = {"centroid": "text", "ridge": "text", "vectors": "vector"}
+    inputs = {name: "vector" if name == "vectors" else "text" for name in SERVED}
 
     def ask(asked: tuple[str, str]) -> tuple[tuple[str, str], dict[str, Any]]:
         name = asked[0]

@@ -4,6 +4,7 @@ from importlib.metadata import entry_points
 
 METHODS = {
     "probe": "graft.methods.probe:Probe",
+    "tart": "graft.methods.tart:Tart",
     "icl": "graft.methods.icl:InContextLearning",
     "full": "graft.methods.full:Full",
     "peft": "graft.methods.peft:Peft",

@@ -9,6 +9,7 @@ regimes, seeds and trials.
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from graft.arrays import vector_column
@@ -21,7 +22,7 @@ from graft.tasks.templates import Template, template_for
 
 @dataclasses.dataclass(frozen=True)
 class Embed(Node):
-    """Text columns to `embedding` (float32, one width) and `embedding_tokens_cut`."""
+    """Texts, images or sounds to `embedding` (float32, one width) and `embedding_tokens_cut`."""
 
     model: Any
     reads: tuple[str, ...]
@@ -36,12 +37,13 @@ class Embed(Node):
         """The node for a task's input columns.
 
         Raises:
-            ModelError: the inputs are not text.
+            ModelError: the model reads other inputs than the task has.
         """
-        if dataset.kind not in ("text", "messages"):
+        if dataset.kind not in model.reads:
+            cures = {"image": "features:pixels or an image model", "audio": "features:log-mel or a model of speech"}
             raise ModelError(
-                f"models.encoder: {model.source.source} reads text, the task's inputs are {dataset.kind}; "
-                "use a text column (task.text or task.fields)"
+                f"models.encoder: {model.source.source} reads {' and '.join(model.reads)}, the task's inputs are "
+                f"{dataset.kind}; use {cures.get(dataset.kind, 'a model of text')}"
             )
         return cls(model=model, reads=dataset.inputs, kind=dataset.kind, max_tokens=task.max_tokens)
 
@@ -51,7 +53,7 @@ class Embed(Node):
         Raises:
             ModelError: one does not.
         """
-        if self.max_tokens is not None:
+        if self.max_tokens is not None or self.kind not in ("text", "messages"):
             return
         template = self._template()
         excess = self.model.excess([template.input(row) for row in rows.to_pylist()])
@@ -65,6 +67,10 @@ class Embed(Node):
 
     def run(self, rows: pa.Table) -> pa.Table:
         """Embeddings [N, D] of the rows' texts; the batch around a row changes rounding only."""
+        if self.kind not in ("text", "messages"):
+            vectors = self.model.embed(rows[self.reads[0]].to_pylist())
+            nothing = pa.array(np.zeros(rows.num_rows, np.int32))
+            return pa.table({"embedding": vector_column(vectors), "embedding_tokens_cut": nothing})
         template = self._template()
         texts = [template.input(row) for row in rows.to_pylist()]
         vectors = self.model.embed(texts, max_tokens=self.max_tokens)

@@ -8,7 +8,8 @@ affine in the features, so a fitted probe is two arrays and its log-probabilitie
 Choices, each so that the baseline is as strong as its kind allows:
 - features are centred; measured columns in their own units (`vector` inputs) are divided by their standard
   deviations, embeddings by one number, since their directions are already comparable;
-- `logistic` chooses C by cross-validated log-loss, which calibrates better than choosing by accuracy;
+- `logistic` chooses C by cross-validated log-loss, which calibrates better than choosing by accuracy, as
+  `logistic_by_accuracy` does (the more regularised of equals);
 - `lda` shrinks one covariance, pooled within labels (Ledoit and Wolf 2004); scikit-learn's own shrinks each label's
   by itself, which with two rows per label was measured to fall below the majority's accuracy;
 - the scores of `ridge` (alpha by closed-form leave-one-out), `lda` and `centroid` are no calibrated probabilities: one
@@ -37,7 +38,7 @@ from graft.tasks.regimes import folds
 if TYPE_CHECKING:
     from graft.tasks.dataset import Dataset
 
-Classifier = Literal["majority", "centroid", "knn", "lda", "ridge", "logistic"]
+Classifier = Literal["majority", "centroid", "knn", "lda", "ridge", "logistic", "logistic_by_accuracy"]
 Affine = tuple[np.ndarray, np.ndarray]
 """coef [D, C] and intercept [C], a column per label."""
 
@@ -53,7 +54,8 @@ class Probe(Method):
 
     name: Literal["probe"] = "probe"
     classifier: Classifier = "logistic"
-    """majority, centroid, knn (cosine), lda (shrunken pooled covariance), ridge, or logistic (C by log-loss)."""
+    """majority, centroid, knn (cosine), lda (shrunken pooled covariance), ridge, logistic (C by log-loss), or
+    logistic_by_accuracy."""
 
     def roles(self, task: Task) -> tuple[str, ...]:
         """An encoder, unless the task's inputs are vectors already."""
@@ -152,8 +154,9 @@ def fit_affine(
     classifier: Classifier, features: np.ndarray, classes: np.ndarray, num_labels: int, regime: Regime
 ) -> Affine:
     """Fit on [k, D] features and [k] classes; labels without an example get an intercept of -inf."""
-    if classifier == "logistic":
-        c = _select(LOGISTIC_C, lambda c: _affine(_logistic(c, num_labels)), features, classes, regime)
+    if classifier in ("logistic", "logistic_by_accuracy"):
+        loss = _log_loss if classifier == "logistic" else _error
+        c = _select(LOGISTIC_C, lambda c: _affine(_logistic(c, num_labels)), features, classes, regime, loss)
         return _logistic(c, num_labels)(features, classes)
     if classifier == "majority":
         return _majority(num_labels)(features, classes)
@@ -293,18 +296,32 @@ def _log_loss(scores: np.ndarray, classes: np.ndarray) -> float:
     return float(-_log_softmax(scores)[np.arange(len(classes)), classes].mean())
 
 
+def _error(scores: np.ndarray, classes: np.ndarray) -> float:
+    return float((scores.argmax(axis=1) != classes).mean())
+
+
 def _select(
     grid: tuple[Value, ...],
     make: Callable[[Value], Callable[[np.ndarray, np.ndarray], Scores]],
     features: np.ndarray,
     classes: np.ndarray,
     regime: Regime,
+    loss: Callable[[np.ndarray, np.ndarray], float] = _log_loss,
 ) -> Value:
-    """The grid's value with the lowest validation log-loss; its middle where nothing can be validated."""
+    """The grid's value with the lowest validation loss, the first of equals; its middle where nothing can be validated.
+
+    Args:
+        grid: to choose from.
+        make: a value to what gives [N, C] scores, once fitted.
+        features: [k, D].
+        classes: [k].
+        regime: whose seed divides the rows.
+        loss: of [N, C] scores and [N] classes.
+    """
     losses = []
     for value in grid:
         scores, answers = _held_out(make(value), features, classes, regime)
-        losses.append(_log_loss(scores, answers) if len(answers) else np.inf)
+        losses.append(loss(scores, answers) if len(answers) else np.inf)
     return grid[int(np.argmin(losses))] if np.isfinite(losses).any() else grid[len(grid) // 2]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from graft.errors import ModelError
+from graft.models.features import Features, is_feature
 from graft.models.model import Kind, Model, Usage
 from graft.models.sources import absolute, fingerprint, is_endpoint, locate
 from graft.spec import ModelSource
@@ -69,8 +70,8 @@ def reopen(source: ModelSource, device: str, mark: str) -> Model:
 
 
 def _place(source: ModelSource, device: str) -> tuple[Path | None, str]:
-    """The folder and the device; an endpoint has neither."""
-    if is_endpoint(source):
+    """The folder and the device; an endpoint has neither, and neither have features without weights."""
+    if is_endpoint(source) or is_feature(source):
         return None, source.source
     folder = locate(source)
     from graft.models.loading import resolve_device
@@ -79,10 +80,20 @@ def _place(source: ModelSource, device: str) -> tuple[Path | None, str]:
 
 
 def _open(source: ModelSource, folder: Path | None, device: str, mark: str) -> Model:
+    if is_feature(source):
+        return Features(source, mark)
     if folder is None:
         from graft.models.endpoint import Endpoint
 
         return Endpoint(source, mark)
+    from graft.models.heads import HeadModel, holds_head
+
+    if holds_head(folder):
+        return HeadModel(source, mark, folder)
+    from graft.models.perception import PerceptionModel, perceives
+
+    if perceives(folder):
+        return PerceptionModel(source, folder, device, mark)
     from graft.models.loading import open_folder
 
     return open_folder(source, folder, device, mark)

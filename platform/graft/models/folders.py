@@ -21,6 +21,7 @@ DEFINING = (
     "vocab.txt",
     "merges.txt",
     "*.model",
+    "preprocessor_config.json",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",

@@ -51,7 +51,8 @@ class CausalModel(LocalModel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prefixes = prefixes.PrefixCaches()
-        self._lead = leading_ids(self.tokenizer)
+        self.lead = leading_ids(self.tokenizer)
+        """What the tokenizer puts before every text."""
         self._vocabulary = int(self.config.get_text_config().vocab_size)
 
     @functools.cached_property
@@ -109,7 +110,7 @@ class CausalModel(LocalModel):
 
     def _with_lead(self, ids: list[int]) -> list[int]:
         """What the tokenizer puts before a text, unless a rendered chat already begins with it."""
-        return ids if ids[: len(self._lead)] == self._lead else [*self._lead, *ids]
+        return ids if ids[: len(self.lead)] == self.lead else [*self.lead, *ids]
 
     def _questions(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[Question]:
         joined = [prompt + option for prompt, several in zip(prompts, options, strict=True) for option in several]

@@ -177,17 +177,17 @@ class LocalModel(Model):
                 return beginning
         return ""
 
-    def embed(self, texts: Sequence[str], max_tokens: int | None = None) -> NDArray[np.float32]:
-        """Vectors [N, D], in batches of similar length."""
+    def embed(self, inputs: Sequence[Any], max_tokens: int | None = None) -> NDArray[np.float32]:
+        """Vectors [N, D] of texts, in batches of similar length."""
         with self.lock, torch.inference_mode():
-            texts = list(texts) if max_tokens is None else self.cut(texts, max_tokens)
+            texts = list(inputs) if max_tokens is None else self.cut(inputs, max_tokens)
             rows = self._dressed(texts)
             lengths = [len(row) for row in rows]
             self._check_fits(lengths, "text", lambda: self._shorter_texts(texts, lengths))
             vectors = np.empty((len(rows), self.dimensions), np.float32)
             for batch in batches(lengths):
                 ids, mask = padded([rows[index] for index in batch], self.network.device)
-                vectors[batch] = self.readout(self._states(ids, mask), mask).cpu().numpy()
+                vectors[batch] = self.readout(self.states(ids, mask), mask).cpu().numpy()
                 self.usage.add(int(mask.sum()), len(batch))
             return vectors
 
@@ -229,10 +229,17 @@ class LocalModel(Model):
         """Positions that `generate` needs for each prompt."""
         self._cannot(*WRITING)
 
-    def _states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Token states [B, T, D] of `source.layer`, or of the model's output."""
+    def states(self, ids_BT: Tensor, mask: Tensor, **more: Any) -> Tensor:
+        """Token states [B, T, D] of `source.layer`, or of the model's output.
+
+        Args:
+            ids_BT: tokens.
+            mask: [B, T], 1 on tokens and 0 on padding; or [B, 1, T, S], which token sees which.
+            more: further inputs of the body: positions, and a cache, which holds these tokens too afterwards.
+        """
         body, layer = self.body, self.source.layer
-        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT, **accepted(body, use_cache=False)}
+        use_cache = more.get("past_key_values") is not None
+        inputs = {"input_ids": ids_BT, "attention_mask": mask, **accepted(body, use_cache=use_cache, **more)}
         if layer is None:
             return body(**inputs).last_hidden_state
         reached: list[Tensor] = []

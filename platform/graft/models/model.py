@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from graft.errors import ModelError
 from graft.spec import ModelSource
 
-Kind = Literal["encoder", "causal", "seq2seq", "endpoint"]
+Kind = Literal["encoder", "causal", "seq2seq", "endpoint", "head"]
 
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 """Continuations common to all prompts, or one list of equal length per prompt."""
@@ -45,9 +45,10 @@ class Model:
     Attributes:
         source: where it came from and how it is read.
         fingerprint: what it computes, by content; equal to `graft.models.fingerprint(source)`.
-        kind: encoder, causal, seq2seq or endpoint.
+        kind: encoder, causal, seq2seq, endpoint, or head (a reasoning module, which reads vectors).
         config: the transformers configuration; None for an endpoint.
         tokenizer: the transformers tokenizer; None for an endpoint.
+        reads: kinds of input that it embeds: text, messages, image, audio.
         remote: it is computed elsewhere and may change without notice; True for an endpoint.
         device: where its inputs go; `remote` for an endpoint.
         dtype: floating-point type that it computes in (`torch.float32`); "" for an endpoint.
@@ -60,6 +61,7 @@ class Model:
     """
 
     kind: Kind
+    reads: tuple[str, ...] = ("text", "messages")
     remote: bool = False
     config: Any = None
     tokenizer: Any = None
@@ -87,11 +89,11 @@ class Model:
         # Another machine numbers its GPUs by itself.
         return reopen, (absolute(self.source), str(self.device).partition(":")[0], self.fingerprint)
 
-    def embed(self, texts: Sequence[str], max_tokens: int | None = None) -> NDArray[np.float32]:
-        """One vector per text, float32 [N, D], pooled and normalised as the source says.
+    def embed(self, inputs: Sequence[Any], max_tokens: int | None = None) -> NDArray[np.float32]:
+        """One vector per text, image or sound, float32 [N, D], pooled and normalised as the source says.
 
         Args:
-            texts: any order and length; results keep the order.
+            inputs: texts, or the bytes of what it `reads`; any order and length, results keep the order.
             max_tokens: cut longer texts to this many tokens; None makes a text that does not fit an error.
 
         Raises:

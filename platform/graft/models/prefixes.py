@@ -95,7 +95,8 @@ def cropped(cache: Any, tokens: int) -> Any:
     """A copy that holds the first `tokens` tokens."""
     twin = copied(cache)
     for layer in twin.layers:
-        layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
+        if layer.keys is not None:  # a reading of an inner layer fills none of those above it
+            layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
     return twin
 
 

@@ -4,6 +4,7 @@ A source is tried as these, in this order:
 
     recipe:NAME              a model that graft trains itself
     endpoint:URL#MODEL       a model behind an OpenAI-compatible server
+    features:NAME            numbers that nobody trained, of images and sounds
     folder                   on this machine
     package                  an installed Python distribution that carries a model
     hub name                 a package known to carry it, then the local hub cache, then the hub
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from graft.errors import ModelError
 from graft.hashing import digest, file_sha256
-from graft.models import folders, recipes
+from graft.models import features, folders, recipes
 from graft.spec import ModelSource
 
 CARRIED = {
@@ -59,6 +60,8 @@ def fingerprint(source: ModelSource) -> str:
         from graft.models.endpoint import address
 
         return digest("endpoint", *address(source.source), _settings(source))
+    if features.is_feature(source):
+        return features.fingerprint(source)
     return folder_fingerprint(source, locate(source))
 
 
@@ -80,6 +83,8 @@ def locate(source: ModelSource) -> Path:
     name = source.source
     if name.startswith("recipe:"):
         return recipes.find(name.removeprefix("recipe:"), source.variant)
+    if features.is_feature(source):
+        raise ModelError(f"{name}: features have no folder")
     if is_endpoint(source):
         raise ModelError(f"{name}: an endpoint has no folder; text in, text out only")
     looked: list[str] = []

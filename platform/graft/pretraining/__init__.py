@@ -27,7 +27,18 @@ from graft.methods.instruct import PLACES, Instructed, described
 from graft.models import recipes
 from graft.pretraining import card, corpus, evaluation, generated, language, packing
 from graft.pretraining.key_value import KeyValueWorld
-from graft.pretraining.recipe import Head, Instruction, KeyValue, LogisticTasks, Masked, Recipe, Text, World
+from graft.pretraining.recipe import (
+    Hybrid,
+    Instruction,
+    KeyValue,
+    LogisticTasks,
+    Masked,
+    MixedTasks,
+    Recipe,
+    Tart,
+    Text,
+    World,
+)
 from graft.pretraining.world import LittleWorld
 from graft.seeds import generator
 from graft.spec import ModelSource, Task
@@ -170,7 +181,7 @@ def _make(making: Making) -> None:
     """From nothing, or the last checkpoint, to a finished folder."""
     recipe, folder, shown = making.recipe, making.folder, _without_places(making.recipe)
     log.info("%s begins: %s", recipe.name, shown.model_dump_json())
-    about, curves = _head(making) if isinstance(recipe.model, Head) else _language_model(making)
+    about, curves = _head(making) if isinstance(recipe.model, Tart | Hybrid) else _language_model(making)
     parquet.write_table(pa.concat_tables(curves), folder / "training.parquet")
     about = {"name": recipe.name, "identity": folder.name, **about}
     (folder / "recipe.yaml").write_text(shown.to_yaml(), encoding="utf-8")
@@ -200,7 +211,7 @@ def _names_of_files(task: Task) -> dict[str, str]:
 def _language_model(making: Making) -> tuple[dict[str, Any], list[pa.Table]]:
     """Train and write a language model; gives what there is to say of it, and the curves of its stages."""
     recipe, folder, material = making.recipe, making.folder, _material(making)
-    assert not isinstance(recipe.model, Head)
+    assert not isinstance(recipe.model, Tart | Hybrid)
     settings = language.settings_of(recipe.model, material.tokenizer)
     node = language.LanguageNode(settings, recipe.training.seed, making.device)
     held_out = material.held_out if recipe.training.validate_every_steps else None
@@ -218,21 +229,25 @@ def _language_model(making: Making) -> tuple[dict[str, Any], list[pa.Table]]:
 
 def _head(making: Making) -> tuple[dict[str, Any], list[pa.Table]]:
     """Train and write a reasoning module; gives the same."""
-    from graft.pretraining import head, synthetic
+    from graft.pretraining import heads, logistic, mixed
 
-    recipe = making.recipe
-    model, data, training = recipe.model, recipe.data, recipe.training
-    assert isinstance(model, Head)
-    assert isinstance(data, LogisticTasks)
-    sizes = {"width": model.width, "layers": model.layers, "heads": model.heads}
-    settings = {"dimensions": data.dimensions, "points": data.points, **sizes}
-    node = head.HeadNode(settings, training.seed, making.device, data.weight_scale)
-    batches = synthetic.TaskBatches(data, training.seed)
-    held_out = batches.fresh(data.tasks_per_batch, "looked at") if training.validate_every_steps else None
+    recipe, training = making.recipe, making.recipe.training
+    model, data = recipe.model, recipe.data
+    settings = model.model_dump()
+    batches: logistic.TaskBatches | mixed.MixedBatches
+    if isinstance(data, LogisticTasks):
+        settings |= {"dimensions": data.dimensions, "points": data.points}
+        node = heads.HeadNode(settings, training.seed, making.device, data.weight_scale)
+        batches = logistic.TaskBatches(data, training.seed)
+    else:
+        assert isinstance(data, MixedTasks)
+        node = heads.HeadNode(settings, training.seed, making.device)
+        batches = mixed.MixedBatches(data, training.seed)
+    held_out = batches.looked_at() if training.validate_every_steps else None
     trained = making.train(Job(node, training, batches, held_out, recipe.scaling.strategy))
     finished = node.trained(trained.weights)
     finished.save(making.folder)
-    found = head.accuracy(finished, batches)
+    found = heads.evaluated(finished, batches)
     return _about(trained, batches.fingerprint(), found), [curve(trained.state, "pretrained")]
 
 
@@ -257,7 +272,7 @@ def _material(making: Making) -> Material:
     if documents is None:
         return _generated(recipe)
     assert isinstance(recipe.data, Text)
-    assert not isinstance(recipe.model, Head)
+    assert not isinstance(recipe.model, Tart | Hybrid)
     learned, looked_at = documents.learned, documents.learned[:0]
     if training.validate_every_steps:
         learned, looked_at = corpus.divided(learned, recipe.data.held_out)
@@ -286,7 +301,7 @@ def _generated(recipe: Recipe) -> Material:
     """The words and rows of a little world."""
     data = recipe.data
     assert isinstance(data, KeyValue | World)
-    assert not isinstance(recipe.model, Head)
+    assert not isinstance(recipe.model, Tart | Hybrid)
     world: generated.Generator = KeyValueWorld.of(data) if isinstance(data, KeyValue) else LittleWorld.of(data)
     tokenizer = generated.word_tokenizer(world.words, recipe.model.context)
     rows = generated.GeneratedRows(

@@ -68,10 +68,18 @@ class Masked(Transformer):
     (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
 
 
-class Head(Transformer):
-    """A reasoning module: reads labelled points and says the label of the next one (TART, arXiv:2306.07536)."""
+class Tart(Transformer):
+    """A reasoning module of interleaved points and labels: GPT-2's body (TART, arXiv:2306.07536)."""
 
-    kind: Literal["reasoning-head"] = "reasoning-head"
+    kind: Literal["tart"] = "tart"
+
+
+class Hybrid(Transformer):
+    """A reasoning module that begins as logistic regression and learns to correct it."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    components: int = Field(8, ge=1)
+    """Principal components that it is told of, beside the scores of the regressions."""
 
 
 class LogisticTasks(Section):
@@ -96,6 +104,26 @@ class LogisticTasks(Section):
     """Added at each stage of the curriculum."""
     every_steps: int = Field(1000, ge=1)
     """Length of a stage."""
+
+
+class MixedTasks(Section):
+    """Classifications that exist nowhere, with spectra, shares, rules and noise as frozen embeddings have them."""
+
+    kind: Literal["mixed-tasks"] = "mixed-tasks"
+    least_labelled: int = Field(4, ge=2)
+    """Labelled rows of a task at least; drawn by its logarithm."""
+    labelled: int = Field(256, ge=2)
+    """Labelled rows of a task at most."""
+    queries: int = Field(64, ge=1)
+    """Other rows of a task, which are asked for."""
+    least_dimensions: int = Field(12, ge=2)
+    """Of a vector, at least; drawn by its logarithm."""
+    dimensions: int = Field(256, ge=2)
+    """Of a vector, at most."""
+    classes: int = Field(8, ge=2)
+    """At most; half of the batches have two."""
+    tasks_per_batch: int = Field(16, ge=1)
+    """Tasks in a global batch; `training.tokens_per_device` says how many a device holds at once."""
 
 
 class Text(Section):
@@ -170,9 +198,9 @@ class Instruction(Section):
 class Recipe(Document):
     """A model that is trained from scratch."""
 
-    model: Annotated[Causal | Masked | Head, Field(discriminator="kind")]
+    model: Annotated[Causal | Masked | Tart | Hybrid, Field(discriminator="kind")]
     """What is trained."""
-    data: Annotated[Text | KeyValue | World | LogisticTasks, Field(discriminator="kind")]
+    data: Annotated[Text | KeyValue | World | LogisticTasks | MixedTasks, Field(discriminator="kind")]
     """What it learns from."""
     blocks: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0)]], ...] = ()
     """Lengths of the pieces that text is packed into, each for a share of the steps, in turn; empty packs to the
@@ -195,7 +223,12 @@ class Recipe(Document):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        suited = {"causal": ("text", "key-value", "world"), "masked": ("text",), "reasoning-head": ("logistic-tasks",)}
+        suited = {
+            "causal": ("text", "key-value", "world"),
+            "masked": ("text",),
+            "tart": ("logistic-tasks",),
+            "hybrid": ("mixed-tasks",),
+        }
         if self.data.kind not in suited[self.model.kind]:
             raise ValueError(f"data.kind: {self.model.kind} learns from {' or '.join(suited[self.model.kind])}")
         if self.instruct is not None and self.model.kind != "causal":
@@ -208,11 +241,11 @@ class Recipe(Document):
             raise ValueError(
                 "instruct.training.validate_every_steps: all rows of the mixture are learned; leave it null"
             )
-        if self.model.kind == "reasoning-head" and self.weights != "float32":
-            raise ValueError("weights: a reasoning head is written as float32; leave it out")
+        if isinstance(self.model, Tart | Hybrid) and self.weights != "float32":
+            raise ValueError("weights: a reasoning module is written as float32; leave it out")
         if self.blocks and self.data.kind != "text":
             raise ValueError("blocks are pieces of a text; leave them out")
-        if isinstance(self.model, Head):
+        if isinstance(self.model, Tart | Hybrid):
             return self
         if any(length > self.model.context for length, _ in self.blocks):
             raise ValueError(f"blocks: a piece is longer than model.context, which is {self.model.context}")

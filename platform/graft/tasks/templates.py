@@ -70,6 +70,12 @@ class Template:
         """The template filled in up to where the target begins, without the spaces before it."""
         return "".join(self._value(row, part) if field else part for field, part in self._head)
 
+    def span(self, row: Row) -> tuple[int, int]:
+        """Where in `query(row)` the row's own words lie: first character, and the one after the last."""
+        lengths = [len(self._value(row, part) if field else part) for field, part in self._head]
+        fields = [at for at, (field, _) in enumerate(self._head) if field]
+        return sum(lengths[: fields[0]]), sum(lengths[: fields[-1] + 1])
+
     def candidate(self, label: str, chat: bool = False) -> str:
         """A target as it continues a prompt: after the template's spaces; bare in a chat, where a turn begins."""
         return label if chat else self._spaces + label

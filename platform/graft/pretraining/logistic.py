@@ -55,6 +55,10 @@ class TaskBatches:
         seeds = generator(self.seed, f"fresh-{stream}").integers(2**62, size=count)
         return table(seeds, self.data.dimensions, self.data.points)
 
+    def looked_at(self) -> pa.Table:
+        """Tasks on which training is watched."""
+        return self.fresh(self.data.tasks_per_batch, "looked at")
+
     def fingerprint(self) -> str:
         """Identity by content."""
         return hashing.digest("logistic-tasks", self.data.model_dump(), self.seed)

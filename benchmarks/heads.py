@@ -1,0 +1,206 @@
+"""Heads that were trained on synthetic tasks alone, against classifiers that are fitted to each real one.
+
+    python benchmarks/heads.py [--storage heads] [--data DIR] [--seeds 5] [--only NAME ...] [--minutes 90]
+        [--out docs/tart-tables.md]
+
+Every arm of a set reads the same frozen features, labelled rows and test rows (jobs/specs/tart-*.yaml). What a
+classifier selects, it selects by five folds inside the labelled rows: `logistic` its C by log-loss,
+`logistic_by_accuracy` by accuracy. The heads select nothing. At each number of examples a head is compared with the
+rival whose mean on the test rows is best there, which favours the rival: ahead or behind where the 95 % t-interval of
+the difference, paired by seed, leaves out zero, else undecided.
+"""
+
+import argparse
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from graft.results.statistics import paired_interval
+from graft.results.tables import LOWER_IS_BETTER, Grid, caption, grids, markdown, summary
+from graft.spec import Experiment
+from graft.sweeps.sweep import run_sweep
+from machine import machine
+
+SPECS = Path("jobs/specs")
+SMALL = (18, 32, 48, 64)
+"""Numbers of labelled rows that the shipped `tart` head has room for."""
+LANGUAGES = ("eng_Latn", "deu_Latn", "swh_Latn", "zho_Hans")
+SETS = """Sets: SMS Spam Collection (UCI), sentence polarity and movie reviews (NLTK), SIB-200 (topics, one language at
+a time), the docstrings that come with graft, the test images of MNIST, and free spoken digits. Texts are read by
+all-MiniLM-L6-v2, an English model, images as raw pixels and sounds as log-mel features."""
+METRICS = ("accuracy", "log_loss", "ece")
+
+Verdicts = dict[str, list["Verdict | None"]]
+"""An arm to what is said of it at every number of examples; None where the head has no room for so many."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One set."""
+
+    name: str
+    spec: str
+    words: tuple[str, ...] = ()
+    """What the command overrides."""
+    also: tuple[str, ...] = ()
+    """What a second sweep overrides, whose arms stand in the same table."""
+
+    def command(self) -> str:
+        """That carries it out."""
+        words = [f"task.path={Path(word).name}" if word.startswith("task.path=") else word for word in self.words]
+        return " ".join(["graft sweep", f"{SPECS / self.spec}.yaml", *words])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of a head against the best rival, at one number of examples."""
+
+    word: str
+    gap: float
+    rival: str
+
+    def text(self) -> str:
+        """For a table."""
+        return f"{self.word} {self.gap:+.3f} ({self.rival})"
+
+
+def main() -> None:
+    """Run what is not done yet, and write the page."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--storage", type=Path, default=Path("heads"))
+    words.add_argument("--data", type=Path, default=Path("../shared/data"))
+    words.add_argument("--seeds", type=int, default=5)
+    words.add_argument("--only", nargs="*")
+    words.add_argument("--minutes", type=float, default=90, help="after which no further set is begun")
+    words.add_argument("--out", type=Path, default=Path("docs/tart-tables.md"))
+    given = words.parse_args()
+    given.storage.mkdir(parents=True, exist_ok=True)
+    began, left_out = time.monotonic(), []
+    sections: list[str] = []
+    verdicts: dict[str, dict[str, Verdicts]] = {}
+    for one in comparisons(given.data, given.storage):
+        if given.only and one.name not in given.only:
+            continue
+        if time.monotonic() - began > given.minutes * 60:
+            left_out.append(one.name)
+            continue
+        found = swept(one, given)
+        verdicts[one.name] = {metric: compared(found, metric) for metric in METRICS}
+        sections.append(section(one, found, verdicts[one.name]))
+        print(f"{one.name}: {time.monotonic() - began:.0f} s", flush=True)
+    title, _, said = (__doc__ or "").strip().partition("\n\n")
+    usage, _, how = said.partition("\n\n")
+    minutes = (time.monotonic() - began) / 60
+    made = (
+        f"Made by `{' '.join(usage.split()[:2])}` on {machine()} in {minutes:.0f} minutes of at most "
+        f"{given.minutes:.0f}{'; no time was left for ' + ', '.join(left_out) if left_out else ''}."
+    )
+    page = ["# TART on real tasks", title, how, SETS, made, *overview(verdicts), *sections]
+    given.out.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+
+
+def comparisons(data: Path, storage: Path) -> list[Comparison]:
+    """Every set, the ones that matter most first."""
+    both = (
+        "sweep.axes.method=[{name: tart}, {name: tart, head: tart}]",
+        f"sweep.axes.regime.examples=[{', '.join(map(str, SMALL))}]",
+    )
+    texts = {name: data / f"{name}.parquet" for name in ("sms_spam", "mr_polarity", "movie_reviews")}
+    texts |= {f"sib200_{language}": in_language(data, language, storage) for language in LANGUAGES}
+    found = [
+        Comparison(name, "tart-text", (f"name={name.replace('_', '-').lower()}", f"task.path={path}"), both)
+        for name, path in texts.items()
+    ]
+    found.insert(3, Comparison("python-docs", "tart-python-docs", (), both))
+    found.insert(4, Comparison("mnist_t10k", "tart-images", (f"task.path={data}/mnist_t10k.parquet",), both))
+    found.insert(5, Comparison("spoken_digits", "tart-sounds", (f"task.path={data}/spoken_digits.parquet",), both))
+    protocols = [
+        Comparison(
+            f"{name} read by graft-nano",
+            "tart-nano",
+            (f"name={name.replace('_', '-').lower()}-nano", f"task.path={texts[name]}"),
+        )
+        for name in ("sms_spam", "mr_polarity")
+    ]
+    return found[:7] + protocols + found[7:]
+
+
+def in_language(data: Path, language: str, storage: Path) -> Path:
+    """The sentences of SIB-200 in one language, as a file of their own."""
+    path = storage / f"sib200_{language}.parquet"
+    rows = pq.read_table(data / "sib200.parquet", columns=["lang", "text", "label"])
+    pq.write_table(rows.filter(pc.equal(rows["lang"], language)).drop_columns("lang"), path)
+    return path
+
+
+def swept(one: Comparison, given: argparse.Namespace) -> pa.Table:
+    """The metric rows of all arms of a set."""
+    words = (*one.words, f"sweep.seeds={given.seeds}")
+    tables = [
+        run_sweep(Experiment.from_yaml(SPECS / f"{one.spec}.yaml", *words, *also), given.storage).metrics
+        for also in ([(), one.also] if one.also else [()])
+    ]
+    return pa.concat_tables(tables)
+
+
+def section(one: Comparison, found: pa.Table, verdicts: dict[str, Verdicts]) -> str:
+    """The tables of a set, and what they say."""
+    parts = [f"## {one.name}", f"`{one.command()}`"]
+    for metric in METRICS:
+        cells = summary(found, metric)
+        (grid,) = grids(cells)
+        rows = [
+            f"| *{arm} is* | {' | '.join(verdict.text() if verdict else '' for verdict in several)} |"
+            for arm, several in verdicts[metric].items()
+        ]
+        parts += [f"{caption(grid)}:", "\n".join([markdown(cells), *rows])]
+    return "\n\n".join(parts)
+
+
+def compared(found: pa.Table, metric: str) -> Verdicts:
+    """Every head against the best rival, at every number of examples."""
+    (grid,) = grids(summary(found, metric))
+    return {arm: [_verdict(grid, arm, size) for size in grid.sizes] for arm in sorted(grid.arms) if _is_head(arm)}
+
+
+def _verdict(grid: Grid, arm: str, size: int) -> Verdict | None:
+    own = grid.cells.get((arm, size))
+    if own is None:
+        return None
+    best = next(cell for cell in grid.ranked(size) if not _is_head(cell.arm))
+    gap = paired_interval(own.values, best.values)
+    better = gap.mean < 0 if grid.metric in LOWER_IS_BETTER else gap.mean > 0
+    return Verdict(("ahead" if better else "behind") if gap.excludes_zero else "undecided", gap.mean, best.arm)
+
+
+def _is_head(arm: str) -> bool:
+    return arm.split()[0] == "tart"
+
+
+def overview(verdicts: dict[str, dict[str, Verdicts]]) -> list[str]:
+    """How often a head is ahead, and by how much on average."""
+    lines = ["| set | head | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
+    for name, by_metric in verdicts.items():
+        for arm in by_metric[METRICS[0]]:
+            said = [_tally([one for one in by_metric[metric][arm] if one]) for metric in METRICS]
+            lines.append(f"| {name} | {arm} | {' | '.join(said)} |")
+    what = (
+        "Numbers of examples at which a head is ahead of / undecided with / behind the best rival, and the mean "
+        "difference (log_loss and ece: less is better):"
+    )
+    return [what, "\n".join(lines)]
+
+
+def _tally(verdicts: list[Verdict]) -> str:
+    count = Counter(verdict.word for verdict in verdicts)
+    mean = sum(verdict.gap for verdict in verdicts) / len(verdicts)
+    return f"{count['ahead']} / {count['undecided']} / {count['behind']}, {mean:+.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""graft's methods as scikit-learn estimators."""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from graft import models
+from graft.models.heads import open_head
+
+
+class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A reasoning module that reads labelled rows and answers others: calibrated probabilities, no training.
+
+    Bhatia et al. 2023 (TART, arXiv:2306.07536). Works in pipelines, `cross_val_score` and joblib. It keeps the labelled
+    rows, and never a network: a pickle is small and opens where graft is installed.
+
+    Args:
+        encoder: a frozen text model (folder, package, hub name or `recipe:NAME`), for rows that are texts; None for
+            rows of numbers, each column divided by its own deviation.
+        head: `hybrid`, `tart`, or the folder of a head that graft pretrain made.
+
+    Attributes:
+        classes_: the labels, sorted.
+        n_features_in_: columns of numeric rows.
+    """
+
+    def __init__(self, encoder: str | None = None, head: str = "hybrid") -> None:
+        self.encoder = encoder
+        self.head = head
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Keep the labelled rows.
+
+        Args:
+            X: texts [k], or numbers [k, D].
+            y: labels [k].
+
+        Raises:
+            ValueError: numbers that are not finite, or fewer than two classes.
+            ModelError: there is no such encoder or head.
+            DataError: the head cannot read so many rows.
+        """
+        if self.encoder is None:
+            features, y = validate_data(self, X, y, dtype=np.float64)
+        else:
+            features, y = self._embedded(X), column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        self.classes_, self.labels_ = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds {len(self.classes_)} class; a classifier needs examples of at least two classes")
+        spread = features.std(axis=0) if self.encoder is None else np.ones(features.shape[1])
+        self.scale_ = np.where(spread > 0, spread, 1.0)
+        self.memory_ = features / self.scale_
+        self._read()
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Probabilities [N, C], in the order of `classes_`."""
+        check_is_fitted(self)
+        numbers = self.encoder is None
+        features = validate_data(self, X, reset=False, dtype=np.float64) if numbers else self._embedded(X)
+        if not hasattr(self, "_reasoner"):
+            self._read()
+        probabilities: NDArray[np.float64] = np.exp(self._reasoner.log_probabilities(features / self.scale_))
+        return probabilities / probabilities.sum(axis=1, keepdims=True)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The most probable label of each row [N]."""
+        check_is_fitted(self)
+        best: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return best
+
+    def _read(self) -> None:
+        from graft.models.heads.reasoner import reasoner
+
+        self._reasoner = reasoner(open_head(self.head).network, self.memory_, self.labels_, len(self.classes_))
+
+    def _embedded(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Texts as vectors [N, D]."""
+        texts = [str(text) for text in np.asarray(X, dtype=object).ravel()]
+        return models.load(str(self.encoder)).embed(texts).astype(np.float64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_reasoner"}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = self.encoder is not None
+        return tags

@@ -1,0 +1,90 @@
+"""Rows read behind others: computed once where prompts share a beginning, and equal to computing each prompt whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graft import models
+from graft.errors import ModelError
+from graft.models.in_context import Block, InContext, as_block
+from graft.spec import ModelSource
+
+TEXTS = [
+    "the cat sat on the mat",
+    "a moving and beautiful film",
+    "stock markets fell on Monday",
+    "the rain",
+    "a dull film without a story, and far too long for what it says",
+    "what is the capital of France?",
+]
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_gpt2"])
+def model(request: pytest.FixtureRequest) -> models.Model:
+    return models.load(str(request.getfixturevalue(request.param)))
+
+
+def blocks(model: models.Model, texts: list[str]) -> list[Block]:
+    return [as_block(model, f"Input: {text}\nLabel: good\n\n", 7, 7 + len(text)) for text in texts]
+
+
+def test_a_block_counts_the_tokens_of_its_own_text(model: models.Model) -> None:
+    text = "Input: the cat sat on the mat\nLabel: good\n\n"
+    block = as_block(model, text, 7, 29)
+    said = model.tokenizer.decode(block.ids[block.begin : block.end])
+    assert said.strip() == "the cat sat on the mat"
+    assert model.tokenizer.decode(block.ids) == text
+    assert block.cut().ids == block.ids[: block.end]
+    with pytest.raises(ModelError, match="has no token; drop empty texts"):
+        as_block(model, "Input: \nLabel: good", 7, 7)
+
+
+def test_what_is_shared_equals_computing_every_prompt_whole(model: models.Model) -> None:
+    shown = blocks(model, TEXTS[:5])
+    asked = blocks(model, TEXTS)
+    shared, whole = InContext(model, shown), InContext(model, shown, share=False)
+    assert shared.share
+    np.testing.assert_allclose(shared.asked(asked), whole.asked(asked), atol=2e-5)
+    exact = shared.left_out(exact=True)
+    np.testing.assert_allclose(exact, whole.left_out(exact=True), atol=2e-5)
+    assert np.abs(exact - shared.beside()).max() > 1e-3
+    np.testing.assert_allclose(exact[-1], shared.beside()[-1], atol=2e-5)  # the last one stands last anyway
+
+
+def test_divided_every_block_stands_behind_all_the_others(model: models.Model) -> None:
+    shown = blocks(model, TEXTS[:4])
+    found = InContext(model, shown).left_out(exact=False)
+    whole = InContext(model, shown, share=False)
+    for place, others in ((0, (2, 3, 1)), (1, (2, 3, 0)), (2, (0, 1, 3)), (3, (0, 1, 2))):
+        expected = whole._whole([shown[other] for other in others], shown[place])
+        np.testing.assert_allclose(found[place], expected, atol=2e-5)
+
+
+def test_sharing_costs_fewer_tokens(tiny_llama: Path) -> None:
+    model = models.load(str(tiny_llama))
+    shown = blocks(model, TEXTS * 4)
+    asked = blocks(model, TEXTS * 4)
+    costs = {}
+    for name, share, exact in (("whole", False, True), ("exact", True, True), ("divided", True, False)):
+        reader = InContext(model, shown, share=share)
+        before = model.usage.tokens
+        reader.left_out(exact)
+        costs[name] = model.usage.tokens - before
+        before = model.usage.tokens
+        reader.asked(asked)
+        costs[f"{name} asked"] = model.usage.tokens - before
+    assert costs["exact"] < 0.6 * costs["whole"]
+    assert costs["divided"] < 0.35 * costs["whole"]
+    assert costs["divided asked"] < 0.15 * costs["whole asked"]
+
+
+def test_another_layer_is_read_behind_others_too(tiny_llama: Path) -> None:
+    model = models.load(ModelSource(source=str(tiny_llama), layer=1))
+    shown = blocks(model, TEXTS[:4])
+    found = InContext(model, shown)
+    whole = InContext(model, shown, share=False)
+    np.testing.assert_allclose(found.asked(shown), whole.asked(shown), atol=2e-5)
+    np.testing.assert_allclose(found.left_out(True), whole.left_out(True), atol=2e-5)
+    last = InContext(models.load(str(tiny_llama)), shown)
+    assert np.abs(last.asked(shown) - found.asked(shown)).max() > 1e-3

@@ -1,0 +1,75 @@
+"""graft's methods as scikit-learn sees them."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from joblib.externals.loky import get_reusable_executor
+from sklearn.datasets import load_wine
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import graft
+from graft.models import recipes
+from graft.models.heads.hybrid import HybridHead
+
+
+@pytest.fixture(scope="module", autouse=True)
+def head(tmp_path_factory: pytest.TempPathFactory) -> str:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("head")
+        HybridHead(4, 16, 1, 2).save(folder)
+    return str(folder)
+
+
+def test_it_is_a_scikit_learn_classifier(head: str) -> None:
+    failed = []
+    for estimator, check in estimator_checks_generator(graft.TartClassifier(head=head), legacy=True):
+        try:
+            check(estimator)
+        except Exception as error:
+            if type(error).__name__ != "SkipTest":
+                failed.append((check.func.__name__, repr(error)[:200]))
+    assert not failed
+
+
+def test_it_works_in_pipelines_and_cross_validation(head: str) -> None:
+    x, y = load_wine(return_X_y=True)
+    pipeline = make_pipeline(StandardScaler(), graft.TartClassifier(head=head))
+    assert cross_val_score(pipeline, x, y, cv=3, n_jobs=2).mean() > 0.9
+    get_reusable_executor().shutdown(wait=True)
+
+
+def test_texts_go_through_an_encoder(head: str, tiny_bert: Path) -> None:
+    texts = ["a moving film", "a dull film", "moving and beautiful", "dull and long"] * 3
+    labels = ["good", "bad", "good", "bad"] * 3
+    model = graft.TartClassifier(encoder=str(tiny_bert), head=head).fit(texts, labels)
+    assert model.classes_.tolist() == ["bad", "good"]
+    shares = model.predict_proba(["a moving film", "dull"])
+    assert shares.shape == (2, 2)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    assert model.score(texts, labels) > 0.9
+
+
+def test_a_pickle_holds_rows_and_no_network(head: str) -> None:
+    x, y = load_wine(return_X_y=True)
+    model: Any = graft.TartClassifier(head=head).fit(x, y)
+    data = pickle.dumps(model)
+    assert len(data) < 3 * x.nbytes
+    np.testing.assert_array_equal(pickle.loads(data).predict_proba(x[:9]), model.predict_proba(x[:9]))
+
+
+@pytest.mark.skipif(not recipes.is_whole(recipes.SHIPPED / "hybrid"), reason="no head is shipped")
+def test_the_shipped_head_is_as_good_as_logistic_regression() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = load_wine(return_X_y=True)
+    ours = cross_val_score(graft.TartClassifier(), x, y, cv=5, scoring="neg_log_loss").mean()
+    plain = make_pipeline(StandardScaler(), LogisticRegression())
+    assert ours > cross_val_score(plain, x, y, cv=5, scoring="neg_log_loss").mean() - 0.05
