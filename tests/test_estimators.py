@@ -16,7 +16,9 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import graft
 from graft.models import recipes
+from graft.models.heads import shuffled
 from graft.models.heads.hybrid import HybridHead
+from graft.models.heads.tart import TartHead
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +57,24 @@ def test_texts_go_through_an_encoder(head: str, tiny_bert: Path) -> None:
     assert shares.shape == (2, 2)
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert model.score(texts, labels) > 0.9
+    for wrong, message in (
+        ([*texts[:-1], float("nan")], "row 11 holds nan, no text"),
+        ([[text, text] for text in texts], "one column of texts"),
+        (texts[:-1], "inconsistent numbers of samples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.fit(wrong, labels)
+
+
+def test_rows_that_come_sorted_by_label_are_shuffled(tmp_path: Path) -> None:
+    """A tart head reads rows in an order, and has never seen one label's rows before all of the other's."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        TartHead(4, 200, 16, 1, 2).save(tmp_path)
+    x, y = load_wine(return_X_y=True)
+    model = graft.TartClassifier(head=str(tmp_path)).fit(x, y)
+    assert np.abs(np.diff(model.labels_)).sum() > 50
+    np.testing.assert_allclose(model.memory_ * model.scale_, x[shuffled(len(x), 0)])
 
 
 def test_a_pickle_holds_rows_and_no_network(head: str) -> None:

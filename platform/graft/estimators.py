@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from graft import models
-from graft.models.heads import open_head
+from graft.models.heads import deviations, open_head, shuffled
 
 
 class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -40,21 +40,22 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y: labels [k].
 
         Raises:
-            ValueError: numbers that are not finite, or fewer than two classes.
+            ValueError: numbers that are not finite, rows that are no texts, or fewer than two classes.
             ModelError: there is no such encoder or head.
             DataError: the head cannot read so many rows.
         """
         if self.encoder is None:
             features, y = validate_data(self, X, y, dtype=np.float64)
         else:
+            check_consistent_length(X, y)
             features, y = self._embedded(X), column_or_1d(y, warn=True)
         check_classification_targets(y)
         self.classes_, self.labels_ = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds {len(self.classes_)} class; a classifier needs examples of at least two classes")
-        spread = features.std(axis=0) if self.encoder is None else np.ones(features.shape[1])
-        self.scale_ = np.where(spread > 0, spread, 1.0)
-        self.memory_ = features / self.scale_
+        self.scale_ = deviations(features) if self.encoder is None else np.ones(features.shape[1])
+        order = shuffled(len(features), seed=0)
+        self.memory_, self.labels_ = (features / self.scale_)[order], self.labels_[order]
         self._read()
         return self
 
@@ -81,7 +82,12 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _embedded(self, X: ArrayLike) -> NDArray[np.float64]:
         """Texts as vectors [N, D]."""
-        texts = [str(text) for text in np.asarray(X, dtype=object).ravel()]
+        texts = np.asarray(X, dtype=object)
+        if texts.ndim > 2 or (texts.ndim == 2 and texts.shape[1] != 1):
+            raise ValueError(f"X has shape {texts.shape}; with an encoder, give one column of texts")
+        texts = texts.ravel().tolist()
+        if wrong := [at for at, text in enumerate(texts) if not isinstance(text, str)]:
+            raise ValueError(f"X: row {wrong[0]} holds {texts[wrong[0]]!r}, no text; fill it in or leave it out")
         return models.load(str(self.encoder)).embed(texts).astype(np.float64)
 
     def __getstate__(self) -> dict[str, Any]:

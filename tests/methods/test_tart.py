@@ -112,6 +112,17 @@ def test_a_labelled_row_never_sees_its_own_label_and_an_asked_one_sees_all(
     assert np.abs(before - after).max(axis=1).min() > 1e-6
 
 
+def test_an_asked_row_with_the_id_of_a_labelled_one_is_still_asked(
+    rows: Path, tiny_llama: Path, head: Path, tmp_path: Path
+) -> None:
+    result = runner.run(spec(rows, tiny_llama, head, protocol="loo"), tmp_path)
+    graph = graft.load(tmp_path / "runs" / result.run_id)
+    taken = [example["id"] for example in graph.nodes[0].examples]
+    texts = [f"an evening of number {at}" for at in range(len(taken))]
+    with_ids = graph.run(pa.table({"id": taken, "text": texts}))
+    assert with_ids["scores"].equals(graph.run(pa.table({"text": texts}))["scores"])
+
+
 def test_faithful_switches_are_other_vectors(rows: Path, tiny_llama: Path, head: Path) -> None:
     ids = {
         planning.plan(spec(rows, tiny_llama, head, protocol="loo", **switches)).run_id

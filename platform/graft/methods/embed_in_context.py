@@ -17,8 +17,8 @@ import pyarrow as pa
 from graft.arrays import vector_column
 from graft.errors import ModelError
 from graft.graph import Context, Node
+from graft.models.heads import shuffled
 from graft.models.in_context import Block, InContext, as_block
-from graft.seeds import generator
 from graft.spec import Task
 from graft.tasks.dataset import Dataset
 from graft.tasks.templates import Row, Template, template_for
@@ -26,7 +26,7 @@ from graft.tasks.templates import Row, Template, template_for
 
 @dataclasses.dataclass(frozen=True)
 class EmbedInContext(Node):
-    """Text columns to `embedding` (float32, one width); a labelled row is known by its id."""
+    """Text columns to `embedding` (float32, one width); a labelled row is known by its id and what it says."""
 
     model: Any
     inputs: tuple[str, ...]
@@ -85,8 +85,7 @@ class EmbedInContext(Node):
         """Keep the labelled rows, shuffled: a regime begins with one row of each label."""
         kept = rows.select(["id", *self.inputs, "target"]).to_pylist()
         if not self.faithful_order:
-            order = generator(context.experiment.regime.seed, "order of labelled rows").permutation(len(kept))
-            kept = [kept[at] for at in order]
+            kept = [kept[at] for at in shuffled(len(kept), context.experiment.regime.seed)]
         return dataclasses.replace(self, examples=tuple(kept))
 
     def check(self, rows: pa.Table) -> None:
@@ -114,8 +113,8 @@ class EmbedInContext(Node):
         """Embeddings [N, D]; labelled rows as their protocol says, others behind all labelled ones."""
         template = self._template()
         reader = InContext(self.model, self._shown(template))
-        place = {example["id"]: at for at, example in enumerate(self.examples)}
-        known = [place.get(one) for one in rows["id"].to_pylist()]
+        place = {self._who(example): at for at, example in enumerate(self.examples)}
+        known = [place.get(self._who(row)) for row in rows.to_pylist()]
         found = np.zeros((rows.num_rows, self.model.dimensions), np.float32)
         if any(at is not None for at in known):
             shown = reader.left_out(self.faithful_order) if self.leave_one_out else reader.beside()
@@ -133,6 +132,10 @@ class EmbedInContext(Node):
     def describe(self) -> str:
         """Name the model and the protocol."""
         return f"embed({self.model.source.source}, {'loo' if self.leave_one_out else 'vanilla'})"
+
+    def _who(self, row: Row) -> tuple[Any, ...]:
+        # An asked row may bear the id of a labelled one by chance.
+        return tuple(row[name] for name in self.reads)
 
     def _shown(self, template: Template) -> list[Block]:
         return [self._block(template, example) for example in self._cut(list(self.examples))]

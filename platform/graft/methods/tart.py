@@ -20,8 +20,7 @@ from graft.errors import DataError, SpecError
 from graft.graph import Context, Graph, Node
 from graft.methods.embed import Embed
 from graft.methods.embed_in_context import EmbedInContext
-from graft.models.heads import open_head
-from graft.seeds import generator
+from graft.models.heads import deviations, open_head, shuffled
 from graft.spec import Method, Task
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ class Reason(Node):
         classes = np.array([context.labels.index(target) for target in rows["target"].to_pylist()])
         order = np.arange(len(classes))
         if not self.faithful_order:
-            order = generator(context.experiment.regime.seed, "order of labelled rows").permutation(len(classes))
+            order = shuffled(len(classes), context.experiment.regime.seed)
         fitted = dataclasses.replace(self, labels=context.labels, memory=features[order], memory_labels=classes[order])
         _ = fitted.reasoner
         return fitted
@@ -117,15 +116,16 @@ class Reason(Node):
 
         assert self.memory is not None
         assert self.memory_labels is not None
-        scaled = self.memory / self._scale
+        scaled = self._scaled(self.memory)
         return reasoner(self.head.network, scaled, self.memory_labels, len(self.labels), self.components)
 
-    @property
-    def _scale(self) -> np.ndarray:
-        """What each number is divided by, [D]."""
+    @functools.cached_property
+    def _deviations(self) -> np.ndarray:
         assert self.memory is not None
-        spread = self.memory.std(axis=0) if self.standardise else np.ones(self.memory.shape[1])
-        return np.where(spread > 0, spread, 1.0)
+        return deviations(self.memory)
+
+    def _scaled(self, features: np.ndarray) -> np.ndarray:
+        return features / self._deviations if self.standardise else features
 
     def run(self, rows: pa.Table) -> pa.Table:
         """Log-probabilities of every label, and the most probable one."""
@@ -136,17 +136,14 @@ class Reason(Node):
                 f"{self.reads[0]}: vectors of {features.shape[1]} numbers; this run reads {self.memory.shape[1]}"
             )
         with self.head.lock:
-            return answer_columns(self.reasoner.log_probabilities(features / self._scale), self.labels)
+            return answer_columns(self.reasoner.log_probabilities(self._scaled(features)), self.labels)
 
     def _features(self, rows: pa.Table) -> np.ndarray:
         features = matrix(rows[self.reads[0]])
         if not np.isfinite(features).all():
-            bad = (
-                rows["id"].to_pylist()[int(np.argmin(np.isfinite(features).all(axis=1)))]
-                if "id" in rows.column_names
-                else "?"
-            )
-            raise DataError(f"{self.reads[0]}: row {bad} holds a number that is not finite; fill it in or leave it out")
+            bad = int(np.argmin(np.isfinite(features).all(axis=1)))
+            who = rows["id"][bad].as_py() if "id" in rows.column_names else bad
+            raise DataError(f"{self.reads[0]}: row {who} holds a number that is not finite; fill it in or leave it out")
         return features
 
     def describe(self) -> str:

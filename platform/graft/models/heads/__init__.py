@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from graft.errors import ModelError
 from graft.models.folders import read_json
 from graft.models.model import Kind, Model
 from graft.models.sources import folder_fingerprint
+from graft.seeds import generator
 from graft.spec import ModelSource
 
 SUFFIX = "-head"
@@ -86,3 +90,14 @@ def open_head(name: str) -> HeadModel:
     if not isinstance(head, HeadModel):
         raise ModelError(f"head: {name} is a {head.kind} model, no reasoning module; give hybrid, tart or a folder")
     return head
+
+
+def deviations(x_kD: NDArray[Any]) -> NDArray[np.float64]:
+    """What divides columns that are in units of their own, [D]; 1 where a column is constant."""
+    spread = np.asarray(x_kD, np.float64).std(axis=0)
+    return np.where(spread > 0, spread, 1.0)
+
+
+def shuffled(count: int, seed: int) -> NDArray[np.int64]:
+    """The order in which a head reads labelled rows: given ones are often sorted by label, which `tart` never saw."""
+    return generator(seed, "order of labelled rows").permutation(count)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graft.models import prefixes
 from graft.models.heads.head import Head
 
 
@@ -71,8 +72,7 @@ class TartHead(Head):
             inputs_embeds=self.read_in(x_BQD),
             attention_mask=mask,
             position_ids=torch.full((tasks, count), labelled, device=x_BQD.device),
-            past_key_values=kept,
+            past_key_values=prefixes.copied(kept),
             use_cache=True,
         ).last_hidden_state
-        kept.crop(-count)
         return self.read_out(states)[..., 0]
