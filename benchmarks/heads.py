@@ -80,24 +80,26 @@ def main() -> None:
     words.add_argument("--out", type=Path, default=Path("docs/tart-tables.md"))
     given = words.parse_args()
     given.storage.mkdir(parents=True, exist_ok=True)
-    began, left_out = time.monotonic(), []
+    clock = given.storage / "minutes.txt"  # of every call together: a killed one goes on
+    before, began, left_out = float(clock.read_text()) if clock.exists() else 0.0, time.monotonic(), []
     sections: list[str] = []
     verdicts: dict[str, dict[str, Verdicts]] = {}
     for one in comparisons(given.data, given.storage):
         if given.only and one.name not in given.only:
             continue
-        if time.monotonic() - began > given.minutes * 60:
+        minutes = before + (time.monotonic() - began) / 60
+        if minutes > given.minutes:
             left_out.append(one.name)
             continue
         found = swept(one, given)
+        clock.write_text(f"{before + (time.monotonic() - began) / 60:.1f}")
         verdicts[one.name] = {metric: compared(found, metric) for metric in METRICS}
         sections.append(section(one, found, verdicts[one.name]))
-        print(f"{one.name}: {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{one.name}: done after {clock.read_text()} minutes", flush=True)
     title, _, said = (__doc__ or "").strip().partition("\n\n")
     usage, _, how = said.partition("\n\n")
-    minutes = (time.monotonic() - began) / 60
     made = (
-        f"Made by `{' '.join(usage.split()[:2])}` on {machine()} in {minutes:.0f} minutes of at most "
+        f"Made by `{' '.join(usage.split()[:2])}` on {machine()} in {float(clock.read_text()):.0f} minutes of at most "
         f"{given.minutes:.0f}{'; no time was left for ' + ', '.join(left_out) if left_out else ''}."
     )
     page = ["# TART on real tasks", title, how, SETS, made, *overview(verdicts), *sections]
@@ -140,7 +142,7 @@ def in_language(data: Path, language: str, storage: Path) -> Path:
 
 def swept(one: Comparison, given: argparse.Namespace) -> pa.Table:
     """The metric rows of all arms of a set."""
-    words = (*one.words, f"sweep.seeds={given.seeds}")
+    words = (f"sweep.seeds={given.seeds}", *one.words)
     tables = [
         run_sweep(Experiment.from_yaml(SPECS / f"{one.spec}.yaml", *words, *also), given.storage).metrics
         for also in ([(), one.also] if one.also else [()])

@@ -82,10 +82,10 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _embedded(self, X: ArrayLike) -> NDArray[np.float64]:
         """Texts as vectors [N, D]."""
-        texts = np.asarray(X, dtype=object)
-        if texts.ndim > 2 or (texts.ndim == 2 and texts.shape[1] != 1):
-            raise ValueError(f"X has shape {texts.shape}; with an encoder, give one column of texts")
-        texts = texts.ravel().tolist()
+        given = np.asarray(X, dtype=object)
+        if given.ndim > 2 or (given.ndim == 2 and given.shape[1] != 1):
+            raise ValueError(f"X has shape {given.shape}; with an encoder, give one column of texts")
+        texts = given.ravel().tolist()
         if wrong := [at for at, text in enumerate(texts) if not isinstance(text, str)]:
             raise ValueError(f"X: row {wrong[0]} holds {texts[wrong[0]]!r}, no text; fill it in or leave it out")
         return models.load(str(self.encoder)).embed(texts).astype(np.float64)

@@ -3,11 +3,12 @@
     x_1 y_1 x_2 y_2 ... x_N ─► read in ─► GPT-2 blocks ─► read out, at every x ─► logit of y = 1
 
 Bhatia et al. 2023 (TART, arXiv:2306.07536, section 4.1). A label is written into the first coordinate, as in the
-authors' code, whose weights fit. Deviation: the loss is computed from logits.
+authors' code, whose weights fit. Deviations: the loss is computed from logits, and positions begin as waves.
 
 Shapes: B tasks, N points, D dimensions, T = 2 N positions, W width.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ class TartHead(Head):
         # It is given states, never tokens: its table of tokens has one row.
         self.backbone = GPT2Model(GPT2Config(vocab_size=1, bos_token_id=None, eos_token_id=None, **sizes, **dropout))
         self.read_out = nn.Linear(width, 1)
+        # Positions must be told apart before anything else can be learned. From waves that takes 1,500 steps of the
+        # tiny size; from the authors' small random numbers three times as many were not enough.
+        with torch.no_grad():
+            self.backbone.wpe.weight.copy_(0.5 * _waves(2 * points, width))
 
     def forward(self, x_BND: Tensor, y_BN: Tensor) -> Tensor:
         """Logit of y = 1 for every point, given those before it, float [B, N]; a point's own label is not read."""
@@ -76,3 +81,10 @@ class TartHead(Head):
             use_cache=True,
         ).last_hidden_state
         return self.read_out(states)[..., 0]
+
+
+def _waves(positions: int, width: int) -> Tensor:
+    """Sines and cosines of positions, [positions, width] (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angles = torch.arange(positions)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
