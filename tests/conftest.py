@@ -98,6 +98,19 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes a causal network of any kind: its class's name without ForCausalLM, and what its configuration says."""
+
+    def make(name: str, **sizes: Any) -> Path:
+        import transformers
+
+        config = getattr(transformers, f"{name}Config")(**sizes)
+        return save_tiny(tmp_path_factory.mktemp(name), f"{name}ForCausalLM", config, None)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Encoder-decoder, relative positions, every text ends with `</s>`."""
     from transformers import T5Config

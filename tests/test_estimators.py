@@ -1,6 +1,7 @@
 """graft's methods as scikit-learn sees them."""
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import graft
+from graft.errors import DataError, ModelError
 from graft.models import recipes
 from graft.models.heads import shuffled
 from graft.models.heads.hybrid import HybridHead
@@ -64,6 +66,51 @@ def test_texts_go_through_an_encoder(head: str, tiny_bert: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             model.fit(wrong, labels)
+
+
+def test_a_text_that_is_too_long_is_cut_and_counted(head: str, tiny_bert: Path) -> None:
+    texts, labels = ["wet " * 500, "dry", "wet", "dry and dry"], ["wet", "dry", "wet", "dry"]
+    with pytest.warns(UserWarning, match="1 of 4 texts are cut to 128 tokens"):
+        graft.TartClassifier(encoder=str(tiny_bert), head=head).fit(texts, labels)
+
+
+@pytest.mark.parametrize("labels", [["a", None, "b"], [0.0, float("nan"), 1.0]])
+def test_a_row_without_a_label_is_named(labels: list[Any], head: str) -> None:
+    with pytest.raises(ValueError, match=r"row 1 has no label|contains NaN"):
+        graft.TartClassifier(head=head).fit([[1.0], [2.0], [3.0]], labels)
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.7, 1e-9, 3e8])
+def test_a_constant_column_says_nothing(constant: float, head: str) -> None:
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(6, 3)), [0, 1, 0, 1, 0, 1]
+    beside = np.column_stack([x, np.full(6, constant)])
+    plain = graft.TartClassifier(head=head).fit(x, y).predict_proba(x)
+    model = graft.TartClassifier(head=head).fit(beside, y)
+    np.testing.assert_allclose(model.predict_proba(beside), plain, atol=1e-6)
+    beside[:, 3] *= 1 + 1e-7
+    np.testing.assert_allclose(model.predict_proba(beside), plain, atol=1e-3 if constant < 1 else 1)
+
+
+def test_numbers_that_are_too_large_are_refused(head: str) -> None:
+    with pytest.raises(DataError, match="column 1 holds numbers too large"):
+        graft.TartClassifier(head=head).fit([[0.0, 1e200], [1.0, -1e200]], [0, 1])
+
+
+def test_more_than_a_machine_holds_is_refused(head: str) -> None:
+    with pytest.raises(DataError, match="are more than a hybrid head reads"):
+        graft.TartClassifier(head=head).fit(np.eye(1000), np.arange(1000) // 2)
+
+
+def test_another_head_under_the_same_name_is_not_asked(head: str, tmp_path: Path) -> None:
+    shutil.copytree(head, tmp_path / "head")
+    x, y = load_wine(return_X_y=True)
+    data = pickle.dumps(graft.TartClassifier(head=str(tmp_path / "head")).fit(x, y))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        HybridHead(4, 16, 1, 2).save(tmp_path / "head")
+    with pytest.raises(ModelError, match="has changed since this classifier was fitted"):
+        pickle.loads(data).predict(x)
 
 
 def test_rows_that_come_sorted_by_label_are_shuffled(tmp_path: Path) -> None:

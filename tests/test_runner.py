@@ -31,6 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
         for name in ("majority", "centroid", "knn", "lda", "ridge", "logistic")
     },
     "tart": {"name": "tart"},
+    "tart-loo": {"name": "tart", "protocol": "loo"},
+    "tart-vanilla": {"name": "tart", "protocol": "vanilla"},
     "icl": {"name": "icl", "num_shots": 2},
     "icl-calibrated": {"name": "icl", "num_shots": 1, "calibrate": True},
     "icl-similar": {"name": "icl", "num_shots": 2, "selection": "similar"},
@@ -48,6 +50,8 @@ def write_csv(path: Path, rows: int = 150, scrambled: bool = False) -> Path:
 
 
 def experiment(csv: Path, method: dict[str, Any], encoder: Path, base: Path, **changes: Any) -> Experiment:
+    if "protocol" in method:  # labelled rows are shown to a causal model; six of them fit its context
+        encoder, changes = base, {**changes, "regime": {"examples": 6}}
     values = {
         "name": "topics",
         "models": {"encoder": {"source": str(encoder)}, "base": {"source": str(base)}},

@@ -1,5 +1,6 @@
 """graft's methods as scikit-learn estimators."""
 
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -9,6 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from graft import models
+from graft.errors import ModelError
 from graft.models.heads import deviations, open_head, shuffled
 
 
@@ -45,14 +47,20 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             DataError: the head cannot read so many rows.
         """
         if self.encoder is None:
-            features, y = validate_data(self, X, y, dtype=np.float64)
+            features, labels = validate_data(self, X, y, dtype=np.float64)
         else:
             check_consistent_length(X, y)
-            features, y = self._embedded(X), column_or_1d(y, warn=True)
-        check_classification_targets(y)
-        self.classes_, self.labels_ = np.unique(y, return_inverse=True)
+            labels = column_or_1d(y, warn=True)
+        if missing := [at for at, label in enumerate(labels.tolist()) if label is None or label != label]:
+            raise ValueError(f"y: row {missing[0]} has no label; fill it in or leave the row out")
+        check_classification_targets(labels)
+        self.classes_, self.labels_ = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds {len(self.classes_)} class; a classifier needs examples of at least two classes")
+        if self.encoder is not None:
+            self.encoder_fingerprint_ = models.load(self.encoder).fingerprint
+            features = self._embedded(X)
+        self.head_fingerprint_ = open_head(self.head).fingerprint
         self.scale_ = deviations(features) if self.encoder is None else np.ones(features.shape[1])
         order = shuffled(len(features), seed=0)
         self.memory_, self.labels_ = (features / self.scale_)[order], self.labels_[order]
@@ -78,17 +86,25 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _read(self) -> None:
         from graft.models.heads.reasoner import reasoner
 
-        self._reasoner = reasoner(open_head(self.head).network, self.memory_, self.labels_, len(self.classes_))
+        head = _same(open_head(self.head), self.head_fingerprint_)
+        with head.lock:
+            self._reasoner = reasoner(head.network, self.memory_, self.labels_, len(self.classes_))
 
     def _embedded(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Texts as vectors [N, D]."""
+        """Texts as vectors [N, D]; what is longer than the encoder reads is cut, with a warning."""
         given = np.asarray(X, dtype=object)
         if given.ndim > 2 or (given.ndim == 2 and given.shape[1] != 1):
             raise ValueError(f"X has shape {given.shape}; with an encoder, give one column of texts")
         texts = given.ravel().tolist()
         if wrong := [at for at, text in enumerate(texts) if not isinstance(text, str)]:
             raise ValueError(f"X: row {wrong[0]} holds {texts[wrong[0]]!r}, no text; fill it in or leave it out")
-        return models.load(str(self.encoder)).embed(texts).astype(np.float64)
+        encoder = _same(models.load(str(self.encoder)), self.encoder_fingerprint_)
+        longest = getattr(encoder, "context_tokens", None)
+        if longest and (cut := np.count_nonzero(encoder.tokens_over(texts, longest))):
+            warnings.warn(
+                f"{cut} of {len(texts)} texts are cut to {longest} tokens, all the encoder reads", stacklevel=3
+            )
+        return encoder.embed(texts, longest).astype(np.float64)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -98,3 +114,10 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.string = self.encoder is not None
         return tags
+
+
+def _same(model: Any, fingerprint: str) -> Any:
+    """The model, unless its name has come to stand for another one since the fit."""
+    if model.fingerprint != fingerprint:
+        raise ModelError(f"{model.source.source}: has changed since this classifier was fitted; fit it again")
+    return model

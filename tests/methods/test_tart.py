@@ -68,12 +68,11 @@ def test_every_protocol_answers_and_is_kept(
 ) -> None:
     one = spec(rows, tiny_llama, head, protocol=protocol, head=str(head / kind))
     result = runner.run(one, tmp_path)
-    assert 0 <= (result.metric("accuracy") or 0) <= 1
     graph = graft.load(tmp_path / "runs" / result.run_id)
     texts = pa.table({"text": ["the film was a joy", "told backwards", "a bore"]})
     whole = score_matrix(graph.run(texts)["scores"], ("bad", "good", "odd"))
     alone = [score_matrix(graph.run(texts.slice(at, 1))["scores"], ("bad", "good", "odd"))[0] for at in range(3)]
-    np.testing.assert_allclose(np.stack(alone), whole, atol=1e-4)  # law 6: alone and among others
+    np.testing.assert_allclose(np.stack(alone), whole, atol=1e-4)  # alone and among others
 
 
 def test_its_answers_are_those_of_its_parts(rows: Path, tiny_llama: Path, head: Path, tmp_path: Path) -> None:
@@ -84,9 +83,8 @@ def test_its_answers_are_those_of_its_parts(rows: Path, tiny_llama: Path, head: 
     embed, reason = fitted.nodes
     blocks = embed._shown(embed._template())
     naive = InContext(planned.models["encoder"], blocks, share=False).left_out(True)
-    np.testing.assert_allclose(
-        reason.memory[np.argsort(reason.memory[:, 0])], naive[np.argsort(naive[:, 0])], atol=2e-5
-    )
+    np.testing.assert_allclose(reason.memory, naive, atol=2e-5)
+    assert [example["target"] for example in embed.examples] == [reason.labels[at] for at in reason.memory_labels]
 
 
 def test_a_labelled_row_never_sees_its_own_label_and_an_asked_one_sees_all(
@@ -124,11 +122,32 @@ def test_an_asked_row_with_the_id_of_a_labelled_one_is_still_asked(
 
 
 def test_faithful_switches_are_other_vectors(rows: Path, tiny_llama: Path, head: Path) -> None:
-    ids = {
-        planning.plan(spec(rows, tiny_llama, head, protocol="loo", **switches)).run_id
-        for switches in ({}, {"faithful_span": True}, {"faithful_order": True}, {"components": 2})
-    }
+    found, ids = {}, set()
+    for name, switches in {
+        "ours": {},
+        "span": {"faithful_span": True},
+        "order": {"faithful_order": True},
+        "components": {"components": 2},
+    }.items():
+        planned = planning.plan(spec(rows, tiny_llama, head, protocol="loo", **switches))
+        embed = planned.graph.nodes[0].fit(planned.examples, Context(planned.experiment, planned.dataset.labels))
+        found[name] = np.stack(embed.run(planned.examples.select(["id", "text"]))["embedding"].to_pylist())
+        ids.add(planned.run_id)
     assert len(ids) == 4
+    np.testing.assert_array_equal(found["components"], found["ours"])
+    assert np.abs(found["span"] - found["ours"]).max(axis=1).min() > 1e-3
+    assert np.abs(found["order"] - found["ours"]).max() > 1e-3
+
+
+def test_the_authors_span_takes_the_words_around_a_text(rows: Path, tiny_llama: Path, head: Path) -> None:
+    planned = planning.plan(spec(rows, tiny_llama, head, protocol="vanilla", faithful_span=True))
+    embed = planned.graph.nodes[0].fit(planned.examples, Context(planned.experiment, planned.dataset.labels))
+    template, tokenizer = embed._template(), planned.models["encoder"].tokenizer
+    row = {"text": "the film was a joy"}
+    shown, asked = embed._block(template, {**row, "target": "good"}), embed._block(template, row)
+    said = tokenizer.decode(shown.ids[shown.begin : shown.end])
+    assert said == template.query(row)  # with the words before the text, and those between it and the label
+    assert tokenizer.decode(asked.ids[asked.begin : asked.end]).strip().endswith("the film was a joy")
 
 
 def test_a_head_is_known_by_its_weights_and_not_by_its_place(
@@ -172,6 +191,7 @@ def test_the_store_gives_what_was_computed(rows: Path, tiny_llama: Path, head: P
         ({"head": "/nowhere/at/all"}, ModelError, "no such model"),
         ({"faithful_span": True}, SpecError, "faithful_span is for protocol vanilla or loo"),
         ({"protocol": "lou"}, SpecError, "protocol"),
+        ({"components": 9}, SpecError, "got 9; head .* reads 4"),
     ],
 )
 def test_a_wrong_spec_names_the_cure(
@@ -189,8 +209,13 @@ def test_an_encoder_cannot_be_shown_rows(rows: Path, tiny_bert: Path, head: Path
 def test_prompts_that_do_not_fit_name_the_largest_number_that_does(
     rows: Path, tiny_llama: Path, head: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match=r"a prompt that shows 50 labelled rows has \d+ tokens, .* holds \d+; \d+ fit"):
+    message = r"a prompt that shows \d+ labelled rows has \d+ tokens, the context of .* holds \d+; \d+ fit"
+    with pytest.raises(ModelError, match=message) as error:
         runner.run(spec(rows, tiny_llama, head, examples=50, protocol="vanilla"), tmp_path)
+    fit = int(str(error.value).split("; ")[1].split()[0])
+    runner.run(spec(rows, tiny_llama, head, examples=fit, protocol="vanilla"), tmp_path)
+    with pytest.raises(ModelError, match=message):
+        runner.run(spec(rows, tiny_llama, head, examples=fit + 1, protocol="vanilla"), tmp_path)
 
 
 def test_numbers_that_are_not_finite_and_one_label_only_are_refused(head: Path) -> None:

@@ -1,5 +1,6 @@
 """Reasoning modules: what they begin as, what they may not depend on, and that what is kept equals what is computed."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,23 @@ def test_neither_order_nor_names_nor_axes_say_anything_to_a_hybrid_head() -> Non
     turned = np.linalg.qr(random.normal(size=(30, 30)))[0]
     np.testing.assert_allclose(reasoner(head, x @ turned, y, 3).log_probabilities(asked @ turned), found, atol=1e-7)
     np.testing.assert_allclose(reasoner(head, 7 * x + 3, y, 3).log_probabilities(7 * asked + 3), found, atol=1e-8)
+
+
+@pytest.mark.parametrize("rows", ["cube", "one-hot", "two", "twice"])
+def test_rows_whose_axes_are_equally_long_may_come_in_any_order(rows: str) -> None:
+    """Their principal axes have no order and no sign of their own."""
+    random = np.random.default_rng(0)
+    x = {
+        "cube": np.array(list(itertools.product([-1.0, 1.0], repeat=5))),
+        "one-hot": np.eye(8),
+        "two": random.normal(size=(2, 5)),
+        "twice": np.repeat(random.normal(size=(6, 5)), 2, axis=0),
+    }[rows]
+    y = np.arange(len(x)) % 2
+    found = reasoner(hybrid(), x, y, 2).log_probabilities(x[:6])
+    for _ in range(5):
+        order = random.permutation(len(x))
+        np.testing.assert_array_equal(reasoner(hybrid(), x[order], y[order], 2).log_probabilities(x[:6]), found)
 
 
 def test_labels_of_a_tart_head_may_be_swapped() -> None:

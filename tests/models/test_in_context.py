@@ -1,6 +1,7 @@
 """Rows read behind others: computed once where prompts share a beginning, and equal to computing each prompt whole."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,21 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(params=["tiny_llama", "tiny_gpt2"])
-def model(request: pytest.FixtureRequest) -> models.Model:
-    return models.load(str(request.getfixturevalue(request.param)))
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "initializer_range": 0.2}
+OTHERS: dict[str, dict[str, Any]] = {
+    "GPTNeo": {**SMALL, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
+    "Bloom": {**SMALL, "n_layer": 2, "n_head": 4},
+    "Falcon": {**SMALL, "num_hidden_layers": 2, "alibi": True, "new_decoder_architecture": False},
+    "GPTNeoX": {**SMALL, "num_hidden_layers": 2, "intermediate_size": 64},
+}
+"""Positions as biases, and attention that is not torch's own: what packs must not be made of."""
+
+
+@pytest.fixture(scope="module", params=["tiny_llama", "tiny_gpt2", *OTHERS])
+def model(request: pytest.FixtureRequest, tiny_causal: Any) -> models.Model:
+    if request.param not in OTHERS:
+        return models.load(str(request.getfixturevalue(request.param)))
+    return models.load(str(tiny_causal(request.param, **OTHERS[request.param])))
 
 
 def blocks(model: models.Model, texts: list[str]) -> list[Block]:
@@ -59,6 +72,15 @@ def test_divided_every_block_stands_behind_all_the_others(model: models.Model) -
     for place, others in ((0, (2, 3, 1)), (1, (2, 3, 0)), (2, (0, 1, 3)), (3, (0, 1, 2))):
         expected = whole._whole([shown[other] for other in others], shown[place])
         np.testing.assert_allclose(found[place], expected, atol=2e-5)
+
+
+def test_who_asks_again_pays_for_its_own_tokens(model: models.Model) -> None:
+    shown, asked = blocks(model, TEXTS[:5]), blocks(model, TEXTS)
+    first = InContext(model, shown).asked(asked)
+    before = model.usage.tokens
+    again = InContext(model, shown).asked(asked[:1])
+    assert model.usage.tokens - before == len(asked[0].cut().ids)
+    np.testing.assert_allclose(again[0], first[0], atol=2e-5)
 
 
 def test_sharing_costs_fewer_tokens(tiny_llama: Path) -> None:

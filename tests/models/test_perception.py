@@ -2,6 +2,7 @@
 
 import io
 import wave
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyarrow import parquet
 from graft import models, runner
 from graft.errors import DataError, ModelError
 from graft.models import media
-from graft.spec import Experiment
+from graft.spec import Experiment, ModelSource
 
 
 def wav(samples: np.ndarray, rate: int = 8000, width: int = 2, channels: int = 1) -> bytes:
@@ -78,16 +79,56 @@ def test_pixels_and_log_mels_are_vectors() -> None:
     assert abs(int(again.mean(axis=0).argmax()) - int(low.argmax())) <= 1  # whatever the number of samples
 
 
-@pytest.mark.parametrize("data", [b"no image", png(GREY)[:60], b""])
+def test_sixteen_bits_and_transparency_are_what_one_sees() -> None:
+    ramp = np.linspace(0, 65535, 784).astype(np.uint16).reshape(28, 28)
+    np.testing.assert_allclose(media.image(png(ramp)), ramp / 257, atol=1)
+    clear = np.zeros((4, 4, 4), np.uint8)  # black that nobody sees
+    assert (media.image(png(clear)) == 255).all()
+    for mode, shape in (("1", (28, 28)), ("LA", (28, 28)), ("P", (28, 28, 3)), ("CMYK", (28, 28, 3))):
+        stream = io.BytesIO()
+        Image.fromarray(GREY).convert(mode).save(stream, "TIFF")
+        assert media.image(stream.getvalue()).shape == shape
+
+
+def enormous() -> bytes:
+    """A PNG whose header says 50,000 x 50,000."""
+    data = bytearray(png(GREY))
+    data[16:24] = (50_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"no image", png(GREY)[:60], b"", b"corrupted file!!", b"<html>" + b" " * 9994, enormous()]
+)
 def test_what_is_no_image_is_one_line(data: bytes) -> None:
     with pytest.raises(DataError, match="image"):
         media.image(data)
 
 
-@pytest.mark.parametrize("data", [b"no sound", wav(tone(100))[:30], wav(np.zeros(0))])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"no sound",
+        wav(tone(100))[:30],
+        wav(np.zeros(0)),
+        wav(tone(100))[:-1],
+        wav(tone(100), width=3)[:-1],
+        wav(tone(100), channels=2)[:-2],
+        wav(tone(100), rate=10),
+        wav(tone(100), rate=1_000_000_000),
+    ],
+)
 def test_what_is_no_sound_is_one_line(data: bytes) -> None:
     with pytest.raises(DataError, match="sound"):
         media.sound(data)
+
+
+def test_two_rates_without_a_common_factor_cost_no_more() -> None:
+    samples = np.sin(2 * np.pi * 440 * np.arange(20_000) / 200_003).astype(np.float32)
+    found = media.resampled(samples, 200_003, 16_000)
+    expected = np.sin(2 * np.pi * 440 * np.arange(len(found)) / 16_000)
+    np.testing.assert_allclose(found[100:-100], expected[100:-100], atol=0.05)
 
 
 def test_an_image_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +215,25 @@ def test_a_speech_encoder_is_averaged_over_what_is_heard(hears: Path) -> None:
         states = network.get_encoder()(prepare(samples, sampling_rate=16000, return_tensors="pt")["input_features"])
     np.testing.assert_allclose(short, states.last_hidden_state[0, :10].mean(dim=0).numpy(), atol=1e-5)
     assert np.abs(short - long).max() > 1e-4
+
+
+def test_a_sound_longer_than_the_encoder_hears_is_refused(hears: Path) -> None:
+    with pytest.raises(DataError, match=r"lasts 1\.5 seconds; .* hears 1: cut it"):
+        models.load(str(hears)).embed([wav(tone(300, 1.5))])
+
+
+def test_an_encoder_whose_vectors_depend_on_their_batch_is_refused(tmp_path: Path) -> None:
+    config = transformers.ASTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    saved(tmp_path, transformers.ASTModel(config), transformers.ASTFeatureExtractor(num_mel_bins=16))
+    with pytest.raises(ModelError, match="what it hears has no fixed length"):
+        models.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("changes", [{"pooling": "cls"}, {"layer": 1}, {"dtype": "float16"}])
+def test_what_is_for_text_is_refused(changes: dict[str, Any], sees: Path) -> None:
+    for source in (str(sees), "features:pixels"):
+        with pytest.raises(ModelError, match="does not read text: leave it out"):
+            models.load(ModelSource(source=source, **changes))
 
 
 def test_a_model_of_images_is_a_methods_encoder(sees: Path, tmp_path: Path) -> None:

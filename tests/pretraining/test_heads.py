@@ -124,7 +124,7 @@ def trained(max_steps: int, folder: Path) -> Head:
 def test_it_is_kept_and_read_again(tmp_path: Path) -> None:
     head = trained(2, tmp_path)
     head.save(tmp_path / "head")
-    again = heads.open_head(str(tmp_path / "head")).network
+    again = heads.open_head(str(tmp_path / "head")).network.float()
     x, y = logistic.draw(torch.arange(8), 16, 2, 2, 10.0)
     assert torch.equal(again(x, y), head(x, y))
     assert not any(value.requires_grad for value in again.parameters())

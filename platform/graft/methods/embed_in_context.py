@@ -37,7 +37,9 @@ class EmbedInContext(Node):
     faithful_span: bool
     faithful_order: bool
     examples: tuple[dict[str, Any], ...] = ()
-    """The labelled rows in the order of the prompt: id, input columns, target."""
+    """The labelled rows: id, input columns, target."""
+    order: tuple[int, ...] = ()
+    """In which the prompt shows them."""
 
     storable = True
     writes = ("embedding", "embedding_tokens_cut")
@@ -84,9 +86,9 @@ class EmbedInContext(Node):
     def fit(self, rows: pa.Table, context: Context) -> Self:
         """Keep the labelled rows, shuffled: a regime begins with one row of each label."""
         kept = rows.select(["id", *self.inputs, "target"]).to_pylist()
-        if not self.faithful_order:
-            kept = [kept[at] for at in shuffled(len(kept), context.experiment.regime.seed)]
-        return dataclasses.replace(self, examples=tuple(kept))
+        count = len(kept)
+        order = range(count) if self.faithful_order else shuffled(count, context.experiment.regime.seed).tolist()
+        return dataclasses.replace(self, examples=tuple(kept), order=tuple(order))
 
     def check(self, rows: pa.Table) -> None:
         """Every prompt fits the model's context.
@@ -102,7 +104,10 @@ class EmbedInContext(Node):
         own = max((len(block.ids) for block in self._asked(template, rows)), default=0)
         if reader.prompt_tokens + own <= context:
             return
-        lengths = len(reader.lead) + own + np.cumsum([len(block.ids) for block in reader.shown])
+        # A smaller regime is the first rows of this one, whatever the order in which they are shown.
+        shown = np.zeros(len(self.order), int)
+        shown[list(self.order)] = [len(block.ids) for block in reader.shown]
+        lengths = len(reader.lead) + own + np.cumsum(shown)
         raise ModelError(
             f"regime.examples: a prompt that shows {len(reader.shown)} labelled rows has "
             f"{reader.prompt_tokens + own} tokens, the context of {self.model.source.source} holds {context}; "
@@ -113,7 +118,7 @@ class EmbedInContext(Node):
         """Embeddings [N, D]; labelled rows as their protocol says, others behind all labelled ones."""
         template = self._template()
         reader = InContext(self.model, self._shown(template))
-        place = {self._who(example): at for at, example in enumerate(self.examples)}
+        place = {self._who(self.examples[example]): at for at, example in enumerate(self.order)}
         known = [place.get(self._who(row)) for row in rows.to_pylist()]
         found = np.zeros((rows.num_rows, self.model.dimensions), np.float32)
         if any(at is not None for at in known):
@@ -138,17 +143,20 @@ class EmbedInContext(Node):
         return tuple(row[name] for name in self.reads)
 
     def _shown(self, template: Template) -> list[Block]:
-        return [self._block(template, example) for example in self._cut(list(self.examples))]
+        return [self._block(template, example) for example in self._cut([self.examples[at] for at in self.order])]
 
     def _asked(self, template: Template, rows: pa.Table) -> list[Block]:
         return [self._block(template, row) for row in self._cut(rows.to_pylist())]
 
     def _block(self, template: Template, row: Row) -> Block:
-        """A row as a part of the prompt; without a target it ends where its text ends."""
+        """A row as a part of the prompt; without a target it ends where its text ends.
+
+        What stands behind a text may share its last token, so an asked row too becomes tokens with it.
+        """
         asked = template.query(row)
         begin, end = template.span(row)
         if "target" not in row:
-            return as_block(self.model, asked[:end], 0 if self.faithful_span else begin, end)
+            return as_block(self.model, asked, 0 if self.faithful_span else begin, end).cut()
         text = asked + template.candidate(row["target"]) + "\n\n"
         return as_block(self.model, text, *((0, len(asked)) if self.faithful_span else (begin, end)))
 

@@ -57,7 +57,10 @@ class Tart(Method):
         """
         if dataset.labels is None:
             raise SpecError("method tart answers with labels, the task's targets are free text; use icl, or task.label")
-        reason = Reason(open_head(self.head), components=self.components, faithful_order=self.faithful_order)
+        head = open_head(self.head)
+        if (self.components or 0) > head.components:
+            raise SpecError(f"method.components: got {self.components}; head {self.head} reads {head.components}")
+        reason = Reason(head, components=self.components, faithful_order=self.faithful_order)
         if self.protocol == "stream" and self.faithful_span:
             raise SpecError("method.faithful_span is for protocol vanilla or loo; leave it false")
         if task.kind == "vector" and self.protocol != "stream":

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from graft.errors import DataError, ModelError, suggest
 from graft.hashing import digest
 from graft.models import media
-from graft.models.model import Kind, Model
+from graft.models.model import Kind, Model, refuse_what_is_for_text
 from graft.spec import ModelSource
 
 PREFIX = "features:"
@@ -90,8 +90,13 @@ class Features(Model):
     network: Any = None
 
     def __init__(self, source: ModelSource, mark: str) -> None:
-        """Take the name of the features."""
+        """Take the name of the features.
+
+        Raises:
+            ModelError: the source asks for what is for texts.
+        """
         super().__init__(source, mark)
+        refuse_what_is_for_text(source)
         kind, self._vector = FEATURES[name_of(source)]
         self.reads = (kind,)
 

@@ -92,12 +92,24 @@ class InContext:
         with self.model.lock, torch.inference_mode():
             if not self.share:
                 return np.stack([self._whole(self.shown, row) for row in rows])
-            cache = self._empty()
-            self._read([*self.lead, *_joined(self.shown)], cache)
+            cache = self._shown_cache()
+            cut = [row.cut() for row in rows]
+            if not self.model.packs_prompts:
+                return np.stack([_mean(self._read(row.ids, prefixes.copied(cache)), row) for row in cut])
             found = np.zeros((len(rows), self.model.dimensions), np.float32)
-            for some in _packs([len(row.cut().ids) for row in rows]):
-                found[some] = self._packed([rows[at].cut() for at in some], cache)
+            for some in _packs([len(row.ids) for row in cut]):
+                found[some] = self._packed([cut[at] for at in some], cache)
             return found
+
+    def _shown_cache(self) -> Any:
+        """Keys and values of all that is shown; kept with the model, for who asks again."""
+        tokens = [*self.lead, *_joined(self.shown)]
+        cache, known = self.model.read_prefixes.nearest(tokens)
+        cache = self._empty() if cache is None else cache
+        if known < len(tokens):
+            self._read(tokens[known:], cache)
+            self.model.read_prefixes.keep(tokens, cache)
+        return cache
 
     def _in_order(self, found: NDArray[np.float32]) -> None:
         """From the last block to the first, behind ever fewer of the blocks before it."""

@@ -51,6 +51,8 @@ class CausalModel(LocalModel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prefixes = prefixes.PrefixCaches()
+        # What a reading keeps may end at an inner layer, and is of no use to who scores.
+        self.read_prefixes = prefixes.PrefixCaches()
         self.lead = leading_ids(self.tokenizer)
         """What the tokenizer puts before every text."""
         self._vocabulary = int(self.config.get_text_config().vocab_size)
@@ -59,6 +61,11 @@ class CausalModel(LocalModel):
     def shares_prefixes(self) -> bool:
         """Whether what prompts have in common is computed once."""
         return self.plain and prefixes.shareable(self.network, self.config)
+
+    @property
+    def packs_prompts(self) -> bool:
+        """Whether several prompts may be read in one sequence."""
+        return self.plain and prefixes.packable(self.network, self.config)
 
     @property
     def body(self) -> Any:

@@ -170,3 +170,16 @@ class Model:
     def _cannot(self, what: str, cure: str) -> NoReturn:
         article = "an" if self.kind[0] in "aeiou" else "a"
         raise ModelError(f"{self.source.source}: {article} {self.kind} model cannot {what}; {cure}")
+
+
+def refuse_what_is_for_text(source: ModelSource) -> None:
+    """Raise where a source of images or sounds asks for what only models of text have.
+
+    Raises:
+        ModelError: it does.
+    """
+    asked = {name: getattr(source, name) for name in ("layer", "variant", "quantization", "device_map", "dtype")}
+    asked["pooling"] = None if source.pooling in ("model", "mean") else source.pooling
+    for name, value in asked.items():
+        if value is not None and value != "float32":
+            raise ModelError(f"models.ROLE.{name}: got {value}; {source.source} does not read text: leave it out")

@@ -13,9 +13,9 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from graft.errors import ModelError
+from graft.errors import DataError, ModelError
 from graft.models import folders, media
-from graft.models.model import Kind, Model
+from graft.models.model import Kind, Model, refuse_what_is_for_text
 from graft.models.sources import folder_fingerprint
 from graft.spec import ModelSource
 
@@ -36,9 +36,7 @@ class PerceptionModel(Model):
             ModelError: transformers knows no such model, or the source asks for what is for texts.
         """
         super().__init__(source, mark)
-        for name in ("layer", "variant", "quantization", "device_map"):
-            if getattr(source, name) is not None:
-                raise ModelError(f"models.ROLE.{name} is for models of text; leave it null for {source.source}")
+        refuse_what_is_for_text(source)
         options = {"local_files_only": True, "trust_remote_code": source.trust_remote_code}
         try:
             self.config = transformers.AutoConfig.from_pretrained(folder, **options)
@@ -49,6 +47,11 @@ class PerceptionModel(Model):
             raise ModelError(
                 f"{source.source}: transformers cannot load it: {' '.join(str(error).split())[:300]}"
             ) from error
+        if hears and not getattr(self.prepare, "n_samples", None):
+            raise ModelError(
+                f"{source.source}: what it hears has no fixed length, so that a sound would depend on those read with "
+                "it; give an encoder of Whisper's kind, or features:log-mel"
+            )
         self.reads = ("audio",) if hears else ("image",)
         self.device, self.folder, self._options = torch.device(device), folder, options
         self.parameters = folders.parameters(folder)
@@ -80,7 +83,7 @@ class PerceptionModel(Model):
         """One vector per image or sound, float32 [N, D].
 
         Raises:
-            DataError: one cannot be read.
+            DataError: one cannot be read, or lasts longer than the encoder hears.
         """
         found = []
         with self.lock, torch.inference_mode():
@@ -99,11 +102,15 @@ class PerceptionModel(Model):
         """The mean over the time that a sound lasts: encoders of speech read the silence after it too."""
         rate = int(self.prepare.sampling_rate)
         sounds = [media.resampled(*media.sound(data), rate) for data in part]
+        most = int(self.prepare.n_samples)
+        if (longest := max(map(len, sounds))) > most:
+            raise DataError(
+                f"a sound lasts {longest / rate:.1f} seconds; {self.source.source} hears {most / rate:.0f}: cut it"
+            )
         ready = self.prepare(sounds, sampling_rate=rate, return_tensors="pt")
         (name,) = [name for name in ("input_features", "input_values") if name in ready]
         states = self.network(ready[name].to(self.device)).last_hidden_state
-        longest = getattr(self.prepare, "n_samples", None) or max(map(len, sounds))
-        kept = [max(1, round(states.shape[1] * min(1.0, len(one) / longest))) for one in sounds]
+        kept = [max(1, round(states.shape[1] * len(one) / most)) for one in sounds]
         return torch.stack([state[:count].mean(dim=0) for state, count in zip(states, kept, strict=True)])
 
 

@@ -4,6 +4,7 @@ Nothing here changes a cache that is kept: a copy shares its tensors, and growin
 """
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,16 @@ def shareable(network: nn.Module, config: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
+def packable(network: nn.Module, config: Any) -> bool:
+    """Whether prompts may stand beside each other in one sequence, kept apart by a mask and by their positions.
+
+    Only attention by torch's own kernel takes such a mask; some networks know positions by their place alone.
+    """
+    settings = config.get_text_config()
+    told = "position_ids" in inspect.signature(network.forward).parameters
+    return told and settings._attn_implementation == "sdpa" and not getattr(settings, "alibi", False)
+
+
 def _rope_types(rope: dict[str, Any]) -> list[Any]:
     """Of one set of parameters, or of one per kind of layer."""
     inner = [value.get("rope_type") for value in rope.values() if isinstance(value, dict)]
@@ -138,4 +149,5 @@ class PrefixCaches:
 
 
 def _bytes(cache: Any) -> int:
-    return sum(int(part.nbytes) for layer in cache.layers for part in (layer.keys, layer.values))
+    tensors = [part for layer in cache.layers for part in (layer.keys, layer.values) if part is not None]
+    return sum(int(part.nbytes) for part in tensors)

@@ -68,7 +68,7 @@ class HeadNode(Scratch):
         """The head with the weights of a training."""
         head = self.head()
         own = {name.removeprefix("network."): torch.from_numpy(value) for name, value in weights.items()}
-        head.load_state_dict(own, strict=False)
+        head.load_state_dict(own)
         return head.eval().requires_grad_(False)
 
 

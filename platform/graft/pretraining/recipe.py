@@ -125,6 +125,13 @@ class MixedTasks(Section):
     tasks_per_batch: int = Field(16, ge=1)
     """Tasks in a global batch; `training.tokens_per_device` says how many a device holds at once."""
 
+    @model_validator(mode="after")
+    def _least_is_least(self) -> Self:
+        for least, most in (("least_labelled", "labelled"), ("least_dimensions", "dimensions")):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"{least} {getattr(self, least)} is more than {most} {getattr(self, most)}")
+        return self
+
 
 class Text(Section):
     """Documents to learn language from."""

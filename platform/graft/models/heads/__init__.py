@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graft.errors import ModelError
+from graft.errors import DataError, ModelError
 from graft.models.folders import read_json
 from graft.models.model import Kind, Model
 from graft.models.sources import folder_fingerprint
@@ -28,7 +28,7 @@ class HeadModel(Model):
 
     kind: Kind = "head"
     device = "cpu"
-    dtype = "torch.float32"
+    dtype = "torch.float64"
 
     def __init__(self, source: ModelSource, mark: str, folder: Path) -> None:
         """Take what is known without the weights.
@@ -43,6 +43,12 @@ class HeadModel(Model):
         self._network: Any = None
 
     @property
+    def components(self) -> int:
+        """Principal components that it reads."""
+        settings = read_json(self.folder / "config.json")
+        return int(settings.get("components") or settings.get("dimensions") or 0)
+
+    @property
     def network(self) -> Any:
         """The network, loaded by whoever needs it first.
 
@@ -53,7 +59,8 @@ class HeadModel(Model):
             if self._network is None:
                 if folder_fingerprint(self.source, self.folder) != self.fingerprint:
                     raise ModelError(f"{self.source.source}: {self.folder} has changed since it was first read")
-                self._network = _read(self.folder)
+                # In double precision an answer does not depend on what is asked beside it.
+                self._network = _read(self.folder).double()
                 self.parameters = sum(weight.numel() for weight in self._network.parameters())
             return self._network
 
@@ -85,7 +92,8 @@ def open_head(name: str) -> HeadModel:
     """
     from graft import models
 
-    source = name if "/" in name or name.startswith(("recipe:", ".")) else f"recipe:{name}"
+    known = "/" in name or name.startswith(("recipe:", ".")) or Path(name).is_dir()
+    source = name if known else f"recipe:{name}"
     head = models.load(ModelSource(source=source), "cpu")
     if not isinstance(head, HeadModel):
         raise ModelError(f"head: {name} is a {head.kind} model, no reasoning module; give hybrid, tart or a folder")
@@ -93,9 +101,19 @@ def open_head(name: str) -> HeadModel:
 
 
 def deviations(x_kD: NDArray[Any]) -> NDArray[np.float64]:
-    """What divides columns that are in units of their own, [D]; 1 where a column is constant."""
-    spread = np.asarray(x_kD, np.float64).std(axis=0)
-    return np.where(spread > 0, spread, 1.0)
+    """What divides columns that are in units of their own, [D]; 1 where a column is constant.
+
+    Raises:
+        DataError: numbers are so large that they have no deviation.
+    """
+    x_kD = np.asarray(x_kD, np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = x_kD.std(axis=0)
+    if not np.isfinite(spread).all():
+        raise DataError(f"column {int(np.argmin(np.isfinite(spread)))} holds numbers too large to be told apart")
+    # Of equal numbers the deviation may be a rounding error, which would blow up whatever differs from them.
+    constant = (x_kD == x_kD[:1]).all(axis=0)
+    return np.where(constant, 1.0, spread)
 
 
 def shuffled(count: int, seed: int) -> NDArray[np.int64]:

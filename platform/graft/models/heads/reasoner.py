@@ -17,7 +17,11 @@ from graft.models.heads.regressions import Axes, Base
 from graft.models.heads.tart import TartHead
 
 QUERIES = 512
-"""Rows that are answered at once."""
+"""Rows that are answered at once, at most."""
+MOST_WEIGHTS = 1 << 22
+"""Of attention, in one head: fewer rows are answered at once where there are many classes and labelled rows."""
+MOST_NUMBERS = 100_000_000
+"""Classes times labelled rows times axes: more would take gigabytes, and many minutes."""
 
 
 def reasoner(
@@ -33,7 +37,7 @@ def reasoner(
         components: principal components that the head is told of; None for as many as it reads.
 
     Raises:
-        DataError: the head cannot read so many rows.
+        DataError: the head cannot read so many rows, or so many classes of them.
     """
     kinds: dict[type[Head], type[Reasoner]] = {HybridHead: HybridReasoner, TartHead: TartReasoner}
     with torch.inference_mode():
@@ -44,13 +48,17 @@ def reasoner(
 class Reasoner:
     """Answers other rows; each by itself, whatever is asked beside it."""
 
+    read: int
+    """Labelled rows times classes."""
+
     def __init__(self, head: Any, x_1kD: Tensor, y_1k: Tensor, classes: int, components: int | None) -> None:
         raise NotImplementedError
 
     def log_probabilities(self, x_QD: NDArray[Any]) -> NDArray[np.float64]:
         """Of every class, [Q, C]; the keys and values of the labelled rows were computed once."""
         with torch.inference_mode():
-            parts = [self._logits(part) for part in _one(x_QD).split(QUERIES, dim=1)]
+            at_once = max(1, min(QUERIES, MOST_WEIGHTS // self.read))
+            parts = [self._logits(part) for part in _one(x_QD).split(at_once, dim=1)]
             found: NDArray[np.float64] = torch.cat(parts).double().log_softmax(dim=-1).numpy()
             return found
 
@@ -63,7 +71,16 @@ class HybridReasoner(Reasoner):
     """Base scores and their correction."""
 
     def __init__(self, head: HybridHead, x_1kD: Tensor, y_1k: Tensor, classes: int, components: int | None) -> None:
-        self.head, self.y_1k = head, y_1k
+        rows, axes = y_1k.shape[1], min(x_1kD.shape[1:]) + 1
+        if classes * max(rows, axes) * axes > MOST_NUMBERS:
+            raise DataError(
+                f"{rows:,} labelled rows of {x_1kD.shape[2]:,} numbers and {classes:,} labels are more than a hybrid "
+                "head reads; give fewer labelled rows, or use a probe"
+            )
+        # Where axes are equally long, their order and signs follow the rows': so that theirs says nothing, it is fixed.
+        order = torch.from_numpy(np.lexsort(np.column_stack([x_1kD[0], y_1k[0]]).T))
+        x_1kD, y_1k = x_1kD[:, order], y_1k[:, order]
+        self.head, self.y_1k, self.read = head, y_1k, classes * rows
         self.base = Base.fit(x_1kD, y_1k, classes, head.settings["components"], told=components)
         self.kept = head.remember(self.base.labelled, y_1k)
 
@@ -82,10 +99,10 @@ class TartReasoner(Reasoner):
         most = head.settings["points"] - 1
         if y_1k.shape[1] > most:
             raise DataError(
-                f"method.head: this one reads at most {most} labelled rows, there are {y_1k.shape[1]}; give fewer "
-                "regime.examples, or head: hybrid"
+                f"this head reads at most {most} labelled rows, there are {y_1k.shape[1]}; give fewer "
+                "(regime.examples), or head: hybrid"
             )
-        self.head, self.classes, self.told = head, classes, components
+        self.head, self.classes, self.told, self.read = head, classes, components, classes * 2 * y_1k.shape[1]
         self.axes = Axes.fit(x_1kD)
         own = nn.functional.one_hot(y_1k[0], classes).T
         self.kept = head.remember(self._inputs(x_1kD).expand(classes, -1, -1), own.double())
