@@ -3,12 +3,12 @@
     python benchmarks/heads.py [--storage heads] [--data DIR] [--seeds 5] [--only NAME ...] [--minutes 90]
         [--out docs/tart-tables.md]
 
-Every arm of a set reads the same frozen features, labelled rows and test rows (jobs/specs/tart-*.yaml). What a
-classifier selects, it selects by five folds inside the labelled rows: `logistic` its C by log-loss,
-`logistic_by_accuracy` by accuracy. The heads select nothing. At each number of examples a head is compared with the
-rival whose mean on the test rows is best there, which favours the rival: ahead or behind where the 95 % t-interval of
-the difference, paired by seed, leaves out zero, else undecided. For ece the rival is the one with the best log_loss:
-who always says the shares of the labels is calibrated, and of no use.
+Every arm of a set is given the same labelled rows and test rows (jobs/specs/tart-*.yaml); heads and classifiers read
+them as the vectors of one frozen encoder. What a classifier selects, it selects by five folds inside the labelled rows:
+`logistic` its C by log-loss, `logistic_by_accuracy` by accuracy. The heads select nothing. At each number of examples a
+head is compared with the rival whose mean on the test rows is best there, which favours the rival: ahead or behind
+where the 95 % t-interval of the difference, paired by seed, leaves out zero, else undecided. For ece the rival is the
+one with the best log_loss: who always says the shares of the labels is calibrated, and of no use.
 """
 
 import argparse
@@ -52,10 +52,12 @@ class Comparison:
     also: tuple[str, ...] = ()
     """What a second sweep overrides, whose arms stand in the same table."""
 
-    def command(self) -> str:
-        """That carries it out."""
+    def commands(self) -> str:
+        """Those that carry it out."""
         words = [f"task.path={Path(word).name}" if word.startswith("task.path=") else word for word in self.words]
-        return " ".join(["graft sweep", f"{SPECS / self.spec}.yaml", *words])
+        plain = " ".join(["graft sweep", f"{SPECS / self.spec}.yaml", *words])
+        also = [f"{plain} {' '.join(repr(word) for word in self.also)}"] if self.also else []
+        return "\n".join(["```sh", plain, *also, "```"])
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ def main() -> None:
     given.storage.mkdir(parents=True, exist_ok=True)
     clock = given.storage / "minutes.txt"  # of every call together: a killed one goes on
     before, began, left_out = float(clock.read_text()) if clock.exists() else 0.0, time.monotonic(), []
+
+    def spent() -> float:
+        return before + (time.monotonic() - began) / 60
+
     sections: list[str] = []
     verdicts: dict[str, dict[str, Verdicts]] = {}
     tables: dict[str, pa.Table] = {}
@@ -91,20 +97,19 @@ def main() -> None:
     for one in everything:
         if given.only and one.name not in given.only:
             continue
-        minutes = before + (time.monotonic() - began) / 60
-        if minutes > given.minutes:
+        if spent() > given.minutes:
             left_out.append(one.name)
             continue
         tables[one.name] = found = swept(one, given)
-        clock.write_text(f"{before + (time.monotonic() - began) / 60:.1f}")
+        clock.write_text(f"{spent():.1f}")
         verdicts[one.name] = {metric: compared(found, metric) for metric in METRICS}
         sections.append(section(one, found, verdicts[one.name]))
-        print(f"{one.name}: done after {clock.read_text()} minutes", flush=True)
+        print(f"{one.name}: done after {spent():.0f} minutes", flush=True)
     title, _, said = (__doc__ or "").strip().partition("\n\n")
     usage, _, how = said.partition("\n\n")
     made = (
-        f"Made by `{' '.join(usage.split()[:2])}` on {machine()} in {float(clock.read_text()):.0f} minutes of at most "
-        f"{given.minutes:.0f}{'; no time was left for ' + ', '.join(left_out) if left_out else ''}."
+        f"Made by `{' '.join(usage.split()[:2])}` on {machine()} in {spent():.0f} minutes; after {given.minutes:.0f} "
+        f"no set would have been begun{', as happened to ' + ', '.join(left_out) if left_out else ''}."
     )
     alike = {one.name: tables[one.name] for one in everything if one.also and one.name in tables}
     page = ["# TART on real tasks", title, how, SETS, made, *everywhere(alike), *overview(verdicts), *sections]
@@ -157,7 +162,7 @@ def swept(one: Comparison, given: argparse.Namespace) -> pa.Table:
 
 def section(one: Comparison, found: pa.Table, verdicts: dict[str, Verdicts]) -> str:
     """The tables of a set, and what they say."""
-    parts = [f"## {one.name}", f"`{one.command()}`"]
+    parts = [f"## {one.name}", one.commands()]
     for metric in METRICS:
         cells = summary(found, metric)
         (grid,) = grids(cells)
