@@ -7,13 +7,13 @@ import torch
 from pyarrow import fs
 
 from graft.errors import ModelError
-from graft.models import heads
+from graft.models import heads, recipes
 from graft.models.heads.head import Head
 from graft.models.heads.hybrid import BASE
 from graft.models.heads.regressions import Base
 from graft.models.heads.tart import TartHead
 from graft.pretraining import logistic, mixed
-from graft.pretraining.heads import HeadNode, evaluated
+from graft.pretraining.heads import HeadNode, _compared, evaluated
 from graft.pretraining.recipe import LogisticTasks, MixedTasks
 from graft.spec import Training
 from graft.training import Job, carry_out
@@ -216,3 +216,19 @@ def test_a_hybrid_head_learns_to_correct_its_base(tmp_path: Path) -> None:
     assert found["accuracy"] > found["base_accuracy"] - 0.005
     untouched = evaluated(node.head().eval(), batches)
     assert untouched["log_loss"] == pytest.approx(untouched["base_log_loss"], rel=1e-5)
+
+
+def test_the_shipped_hybrid_head_passes_its_gates() -> None:
+    """At least as accurate as its base at every size, and better in log-loss; as its folder says, and measured anew."""
+    said = recipes.read_manifest(recipes.SHIPPED / "hybrid")["evaluation"]
+    sizes = [key.removeprefix("accuracy.") for key in said if key.startswith("accuracy.")]
+    assert len(sizes) == 12
+    for size in sizes:
+        assert said[f"accuracy.{size}"] >= said[f"base_accuracy.{size}"]
+        assert said[f"log_loss.{size}"] < said[f"base_log_loss.{size}"]
+    batches = mixed.MixedBatches(MixedTasks(), 0)
+    size = mixed.Size(32, 128, 256, 2)
+    drawn = torch.tensor(batches.fresh(32, "tested", size)["seed"].to_pylist())
+    found = _compared(heads.open_head("hybrid").network.float(), drawn, size)
+    assert found["log_loss"] < found["base_log_loss"]
+    assert found["accuracy"] > found["base_accuracy"]
