@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
         for name in ("majority", "centroid", "knn", "lda", "ridge", "logistic")
     },
     "tart": {"name": "tart"},
+    "tart-head": {"name": "tart", "head": "tart"},
     "tart-loo": {"name": "tart", "protocol": "loo"},
     "tart-vanilla": {"name": "tart", "protocol": "vanilla"},
     "icl": {"name": "icl", "num_shots": 2},
