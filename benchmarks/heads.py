@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from graft.results.statistics import paired_interval
-from graft.results.tables import LOWER_IS_BETTER, Grid, caption, grids, markdown, summary
+from graft.results.tables import LOWER_IS_BETTER, Grid, grids, markdown, summary
 from graft.spec import Experiment
 from graft.sweeps.sweep import run_sweep
 from machine import machine
@@ -118,10 +118,8 @@ def main() -> None:
 
 def comparisons(data: Path, storage: Path) -> list[Comparison]:
     """Every set, the ones that matter most first."""
-    both = (
-        "sweep.axes.method=[{name: tart}, {name: tart, head: tart}]",
-        f"sweep.axes.regime.examples=[{', '.join(map(str, SMALL))}]",
-    )
+    heads = "[{name: tart}, {name: tart, head: tart}]"
+    both = (f"sweep.axes={{method: {heads}, regime.examples: [{', '.join(map(str, SMALL))}]}}",)
     texts = {name: data / f"{name}.parquet" for name in ("sms_spam", "mr_polarity", "movie_reviews")}
     texts |= {f"sib200_{language}": in_language(data, language, storage) for language in LANGUAGES}
     found = [
@@ -165,12 +163,11 @@ def section(one: Comparison, found: pa.Table, verdicts: dict[str, Verdicts]) -> 
     parts = [f"## {one.name}", one.commands()]
     for metric in METRICS:
         cells = summary(found, metric)
-        (grid,) = grids(cells)
         rows = [
             f"| *{arm} is* | {' | '.join(verdict.text() if verdict else '' for verdict in several)} |"
             for arm, several in verdicts[metric].items()
         ]
-        parts += [f"{caption(grid)}:", "\n".join([markdown(cells), *rows])]
+        parts.append("\n".join([markdown(cells), *rows]))
     return "\n\n".join(parts)
 
 

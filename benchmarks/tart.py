@@ -44,7 +44,7 @@ def protocols(folder: Path, examples: int, queries: int, some: int) -> None:
     model = random_model(folder)
     random = np.random.default_rng(0)
     words = (__doc__ or "").split()
-    texts = [" ".join(random.choice(words, random.integers(20, 30))) for _ in range(examples + queries)]
+    texts = [" ".join(random.choice(words, random.integers(12, 18))) for _ in range(examples + queries)]
     blocks = [as_block(model, f"Input: {text}\nLabel: good\n\n", 7, 7 + len(text)) for text in texts]
     shown, asked = blocks[:examples], blocks[examples:]
     ours, theirs = InContext(model, shown), InContext(model, shown, share=False)
