@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("graft", deadline=None)
+hypothesis.settings.load_profile("graft")
 
 # Before torch is imported: networks this small are slower with more threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -56,7 +56,7 @@ def test_another_fingerprint_is_another_column(tmp_path: Path) -> None:
     assert found is None
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batches=st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=8, unique=True), min_size=1, max_size=6))
 def test_any_sequence_of_writes_reads_back(tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]]) -> None:
     folder = tmp_path_factory.mktemp("store")

@@ -197,7 +197,7 @@ def test_cutting_keeps_special_tokens(tiny_bert: Path) -> None:
         model.cut([TEXTS[2]], 2)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=60), limit=st.integers(3, 30))
 def test_a_cut_text_is_a_beginning_that_fits(tiny_bert: Path, text: str, limit: int) -> None:
     model = graft.models.load(str(tiny_bert))

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -11,7 +11,6 @@ from graft.results.statistics import Interval, mean_interval, paired_interval, w
 VALUES = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
 
 
-@settings(deadline=None)  # the first call imports scipy
 @given(VALUES.filter(lambda values: np.std(values) > 1e-6), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_the_mean_interval_is_scipys(values, confidence) -> None:
     ours = mean_interval(values, confidence)

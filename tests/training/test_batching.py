@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.training.batching import GlobalBatches, micro_batches
@@ -18,7 +18,6 @@ def epoch(batches: GlobalBatches, rows: int, start: int = 0) -> list[np.ndarray]
     return found
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 300), st.integers(0, 9))
 def test_every_epoch_holds_each_row_once_within_the_budget(lengths: np.ndarray, tokens: int, seed: int) -> None:
     batches, start = GlobalBatches(lengths, tokens, seed), 0
@@ -30,7 +29,6 @@ def test_every_epoch_holds_each_row_once_within_the_budget(lengths: np.ndarray, 
         start += len(found)
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.integers(20, 300), st.integers(0, 30))
 def test_a_batch_depends_on_seed_and_position_alone(lengths: np.ndarray, tokens: int, position: int) -> None:
     first = GlobalBatches(lengths, tokens, 3)
@@ -62,7 +60,6 @@ def test_a_ramp_begins_with_an_eighth_and_doubles() -> None:
     assert [len(batches.rows(place)) for place in range(8)] == [10, 10, 20, 20, 40, 40, 80, 80]
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 5), st.none() | st.integers(1, 200))
 def test_workers_share_a_batch_without_rest(lengths: np.ndarray, workers: int, tokens: int | None) -> None:
     rows = np.argsort(-lengths, kind="stable")

@@ -98,7 +98,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return tensor.expand(2, *tensor.shape) if layout == "expanded" else tensor
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(given_tensors=st.dictionaries(st.text(min_size=1, max_size=5), tensors(), max_size=5))
 def test_any_tensors_come_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, given_tensors: dict[str, torch.Tensor]
