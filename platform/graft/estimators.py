@@ -58,7 +58,8 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             raise ValueError(f"y holds {len(self.classes_)} class; a classifier needs examples of at least two classes")
         if self.encoder is not None:
-            self.encoder_fingerprint_ = models.load(self.encoder).fingerprint
+            self._encoder = models.load(self.encoder)
+            self.encoder_fingerprint_ = self._encoder.fingerprint
             features = self._embedded(X)
         self.head_fingerprint_ = open_head(self.head).fingerprint
         self.scale_ = deviations(features) if self.encoder is None else np.ones(features.shape[1])
@@ -98,7 +99,9 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         texts = given.ravel().tolist()
         if wrong := [at for at, text in enumerate(texts) if not isinstance(text, str)]:
             raise ValueError(f"X: row {wrong[0]} holds {texts[wrong[0]]!r}, no text; fill it in or leave it out")
-        encoder = _same(models.load(str(self.encoder)), self.encoder_fingerprint_)
+        if not hasattr(self, "_encoder"):
+            self._encoder = _same(models.load(str(self.encoder)), self.encoder_fingerprint_)
+        encoder = self._encoder
         longest = getattr(encoder, "context_tokens", None)
         if longest and (cut := np.count_nonzero(encoder.tokens_over(texts, longest))):
             warnings.warn(
@@ -108,7 +111,7 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_reasoner"}
+        return {name: value for name, value in state.items() if name not in ("_encoder", "_reasoner")}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
