@@ -19,7 +19,7 @@ from graft.models.local import LocalModel, Weights
 from graft.models.model import Kind
 from graft.models.pooling import read_readout
 from graft.models.seq2seq import Seq2SeqModel
-from graft.models.sources import folder_fingerprint
+from graft.models.sources import refuse_if_changed
 from graft.models.writing import make_greedy
 from graft.spec import ModelSource
 
@@ -70,8 +70,7 @@ def open_folder(source: ModelSource, folder: Path, device: str, mark: str) -> Lo
     placement = {"dtype": getattr(torch, dtype), **_placement(source, device)}
 
     def open_network() -> nn.Module:
-        if folder_fingerprint(source, folder) != mark:
-            raise ModelError(f"{source.source}: {folder} has changed since this process first read it; start again")
+        refuse_if_changed(source, folder, mark)
         network = _network(source, inner, config, kind, {**placement, **options})
         if kind != "encoder":
             make_greedy(network, tokenizer)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from graft.errors import DataError, ModelError
 from graft.models import folders, media
 from graft.models.model import Kind, Model, refuse_what_is_for_text
-from graft.models.sources import folder_fingerprint
+from graft.models.sources import refuse_if_changed
 from graft.spec import ModelSource
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -66,8 +66,7 @@ class PerceptionModel(Model):
         """
         with self.lock, torch.inference_mode(False):
             if self._network is None:
-                if folder_fingerprint(self.source, self.folder) != self.fingerprint:
-                    raise ModelError(f"{self.source.source}: {self.folder} has changed since it was first read")
+                refuse_if_changed(self.source, self.folder, self.fingerprint)
                 network, info = transformers.AutoModel.from_pretrained(
                     self.folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **self._options
                 )

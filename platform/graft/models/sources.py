@@ -70,6 +70,16 @@ def folder_fingerprint(source: ModelSource, folder: Path) -> str:
     return digest(folders.hashes(folder, code=source.trust_remote_code), _settings(source))
 
 
+def refuse_if_changed(source: ModelSource, folder: Path, mark: str) -> None:
+    """Raise where a folder no longer holds what its handle was made of.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if folder_fingerprint(source, folder) != mark:
+        raise ModelError(f"{source.source}: {folder} has changed since this process first read it; start again")
+
+
 def _settings(source: ModelSource) -> dict[str, object]:
     return source.model_dump(include=set(SETTINGS), exclude_defaults=True)
 

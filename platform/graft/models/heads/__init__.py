@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from graft.errors import DataError, ModelError
 from graft.models.folders import read_json
 from graft.models.model import Kind, Model
-from graft.models.sources import folder_fingerprint
+from graft.models.sources import refuse_if_changed
 from graft.seeds import generator
 from graft.spec import ModelSource
 
@@ -57,8 +57,7 @@ class HeadModel(Model):
         """
         with self.lock:
             if self._network is None:
-                if folder_fingerprint(self.source, self.folder) != self.fingerprint:
-                    raise ModelError(f"{self.source.source}: {self.folder} has changed since it was first read")
+                refuse_if_changed(self.source, self.folder, self.fingerprint)
                 # In double precision an answer does not depend on what is asked beside it.
                 self._network = _read(self.folder).double()
                 self.parameters = sum(weight.numel() for weight in self._network.parameters())
