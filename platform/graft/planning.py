@@ -104,10 +104,8 @@ def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> 
 
 def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any], graph: Graph) -> str:
     """Slug and hash of the resolved spec, with the contents of rows and models in place of where they lie."""
-    places = {"path", "train", "test"}
-    # A head is in the fingerprint of its node.
-    own: Any = {"mixture": {"__all__": {"task": places}}, "head": True}
-    outside: Any = {"sweep": True, "task": places, "method": own}
+    assert experiment.method is not None  # resolved() saw to it
+    outside: Any = {"sweep": True, "task": {"path", "train", "test"}, "method": experiment.method.places()}
     # What changes no result is no part of the question.
     values = experiment.model_dump(mode="json", exclude={**outside, "training": {"checkpoint_seconds"}})
     for role, handle in handles.items():

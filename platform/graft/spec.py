@@ -107,6 +107,10 @@ class Method(Section):
         """The model roles that it reads where the spec gives them."""
         return ()
 
+    def places(self) -> dict[str, Any]:
+        """Fields that say where something lies, as pydantic's `exclude` names them: a run is known by its contents."""
+        return {}
+
     def graph(self, task: Task, dataset: "Dataset", models: Mapping[str, Any]) -> "Graph":
         """The unfitted graph; `models` maps each of `roles` to its handle.
 

@@ -101,7 +101,7 @@ class EmbedInContext(Node):
             return
         template = self._template()
         reader = InContext(self.model, self._shown(template))
-        own = max((len(block.ids) for block in self._asked(template, rows)), default=0)
+        own = max((len(block.ids) for block in self._blocks(template, rows)), default=0)
         if reader.prompt_tokens + own <= context:
             return
         # A smaller regime is the first rows of this one, whatever the order in which they are shown.
@@ -128,7 +128,7 @@ class EmbedInContext(Node):
                     found[row] = shown[at]
         others = [row for row, at in enumerate(known) if at is None]
         if others:
-            found[others] = reader.asked(self._asked(template, rows.take(others)))
+            found[others] = reader.asked(self._blocks(template, rows.take(others)))
         cut = np.zeros(rows.num_rows, np.int32)
         for name in self.inputs:
             cut += self.model.tokens_over(rows[name].to_pylist(), self.max_tokens)
@@ -143,10 +143,11 @@ class EmbedInContext(Node):
         return tuple(row[name] for name in self.reads)
 
     def _shown(self, template: Template) -> list[Block]:
-        return [self._block(template, example) for example in self._cut([self.examples[at] for at in self.order])]
+        return self._blocks(template, pa.Table.from_pylist([self.examples[at] for at in self.order]))
 
-    def _asked(self, template: Template, rows: pa.Table) -> list[Block]:
-        return [self._block(template, row) for row in self._cut(rows.to_pylist())]
+    def _blocks(self, template: Template, rows: pa.Table) -> list[Block]:
+        rows = self.model.cut_columns(rows, self.inputs, self.max_tokens)
+        return [self._block(template, row) for row in rows.to_pylist()]
 
     def _block(self, template: Template, row: Row) -> Block:
         """A row as a part of the prompt; without a target it ends where its text ends.
@@ -159,13 +160,6 @@ class EmbedInContext(Node):
             return as_block(self.model, asked, 0 if self.faithful_span else begin, end).cut()
         text = asked + template.candidate(row["target"]) + "\n\n"
         return as_block(self.model, text, *((0, len(asked)) if self.faithful_span else (begin, end)))
-
-    def _cut(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows with each input text cut to `max_tokens`."""
-        if self.max_tokens is None:
-            return rows
-        cut = {name: self.model.cut([row[name] for row in rows], self.max_tokens) for name in self.inputs}
-        return [{**row, **{name: cut[name][at] for name in self.inputs}} for at, row in enumerate(rows)]
 
     def _template(self) -> Template:
         return template_for(self.template, self.inputs, self.kind, generation=False)

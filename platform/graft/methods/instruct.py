@@ -59,6 +59,10 @@ class Instruct(Tuning):
     limit: int = Field(3000, ge=1)
     """A larger task counts as one of so many rows."""
 
+    def places(self) -> dict[str, Any]:
+        """The rows of the other tasks are in the node's fingerprint."""
+        return {"mixture": {"__all__": {"task": set(PLACES)}}}
+
     def trained(self) -> dict[str, Any]:
         """The adapter."""
         return mapping_of(self.adapter)
@@ -141,18 +145,12 @@ class Instructed(Tuned):
         order = np.concatenate(
             [random.permutation(data.train.num_rows) for _ in range(-(-count // data.train.num_rows))]
         )
-        rows = self._shortened(data.train.take(pa.array(order[:count])), data.inputs, member["task"]["max_tokens"])
+        taken = data.train.take(pa.array(order[:count]))
+        rows = self.model.cut_columns(taken, data.inputs, member["task"]["max_tokens"])
         names = (member["task"]["template"], *member["templates"])
         templates = [template_for(name, data.inputs, data.kind, data.labels is None) for name in names]
         asked = [templates[choice] for choice in random.integers(len(templates), size=count)]
         return self.encoded([[pair] for pair in self._member_pairs(member, rows, asked, data.labels is None)])
-
-    def _shortened(self, rows: pa.Table, inputs: tuple[str, ...], max_tokens: int | None) -> pa.Table:
-        """Rows with their input texts cut to `max_tokens` each."""
-        for name in inputs if max_tokens is not None else ():
-            column = pa.array(self.model.cut(rows[name].to_pylist(), max_tokens))
-            rows = rows.set_column(rows.column_names.index(name), name, column)
-        return rows
 
     def _member_pairs(
         self, member: Mapping[str, Any], rows: pa.Table, asked: list[Template], generation: bool

@@ -44,6 +44,10 @@ class Tart(Method):
     """Labelled rows in the order of the regime, one of each label first, and not shuffled by regime.seed; loo then
     keeps that order for every row, which costs k / (2 log2 k) times as much as dividing them."""
 
+    def places(self) -> dict[str, Any]:
+        """A head is in the fingerprint of its node."""
+        return {"head": True}
+
     def roles(self, task: Task) -> tuple[str, ...]:
         """An encoder, unless the task's inputs are vectors already."""
         return () if task.kind == "vector" else ("encoder",)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from graft.errors import ModelError
@@ -166,6 +167,15 @@ class Model:
     def cut(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Each text, or its longest beginning that has at most `max_tokens` tokens, special tokens included."""
         self._cannot("cut texts", "leave task.max_tokens null: its tokenizer is not known here")
+
+    def cut_columns(self, rows: pa.Table, names: Sequence[str], max_tokens: int | None) -> pa.Table:
+        """Rows whose texts in these columns are `cut` to `max_tokens` each; as they are where it is None."""
+        if max_tokens is None:
+            return rows
+        for name in names:
+            column = pa.array(self.cut(rows[name].to_pylist(), max_tokens))
+            rows = rows.set_column(rows.column_names.index(name), name, column)
+        return rows
 
     def _cannot(self, what: str, cure: str) -> NoReturn:
         article = "an" if self.kind[0] in "aeiou" else "a"
