@@ -11,6 +11,7 @@ _NAMES = {
     "load": "graft.runs:load",
     "models": "graft.models:",
     "TartClassifier": "graft.estimators:TartClassifier",
+    "CalmForCausalLM": "graft.models.calm:CalmForCausalLM",
     "GraftError": "graft.errors:GraftError",
 }
 

@@ -111,8 +111,8 @@ class Node(ABC):
     """One step of a composed model: reads columns, adds columns.
 
     A node is a frozen dataclass, and its fields are its whole identity: plain JSON values, numpy arrays or dicts of
-    them (what fitting has set) and handles of frozen models. Fingerprint, `save` and `load` follow from them. A node is
-    never mutated: `fit` returns a copy (`dataclasses.replace`) that shares the handles.
+    them (what fitting has set) and handles of frozen models, or tuples of these. Fingerprint, `save` and `load` follow
+    from them. A node is never mutated: `fit` returns a copy (`dataclasses.replace`) that shares the handles.
 
     A node that cuts texts also writes an int32 column `<what>_tokens_cut`: tokens dropped from the row.
     """
@@ -166,8 +166,14 @@ class Node(ABC):
         return hashing.digest(self.fingerprint(), here, version("transformers").split(".")[:2])
 
     def handles(self) -> dict[str, Any]:
-        """Handles of the frozen models that this node runs, by field."""
-        return {name: value for name, value in self._fields().items() if _is_handle(value)}
+        """Handles of the frozen models that this node runs, by field; those of a tuple as `field/0`, `field/1`."""
+        found = {}
+        for name, value in self._fields().items():
+            if _is_handle(value):
+                found[name] = value
+            elif _are_handles(value):
+                found |= {f"{name}/{place}": one for place, one in enumerate(value)}
+        return found
 
     def save(self, directory: Path) -> None:
         """Write `config.json` (values, models by absolute path) and what fitting has set; never a pickle."""
@@ -186,7 +192,11 @@ class Node(ABC):
 
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         settings = {name: _tuples(value) for name, value in config["settings"].items()}
-        handles = {name: models(ModelSource(**source)) for name, source in config["models"].items()}
+        handles: dict[str, Any] = {}
+        for name, source in config["models"].items():
+            field, several, _ = name.partition("/")
+            one = models(ModelSource(**source))
+            handles[field] = (*handles.get(field, ()), one) if several else one
         weights = directory / "fitted.safetensors"
         return cls(**settings, **handles, **(load_file(weights) if weights.exists() else {}))
 
@@ -208,7 +218,7 @@ class Node(ABC):
     def _settings(self) -> dict[str, Any]:
         settings = {}
         for name, value in self._fields().items():
-            if _is_fitted(value) or _is_handle(value):
+            if _is_fitted(value) or _is_handle(value) or _are_handles(value):
                 continue
             settings[name] = value.item() if isinstance(value, np.generic) else value
             try:
@@ -231,6 +241,10 @@ def _is_fitted(value: Any) -> bool:
 
 def _is_handle(value: Any) -> bool:
     return hasattr(value, "source") and hasattr(value, "fingerprint")
+
+
+def _are_handles(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(map(_is_handle, value))
 
 
 def _tuples(value: Any) -> Any:

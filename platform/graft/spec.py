@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROLES = ("encoder", "base", "anchor", "augmenting", "teacher", "student")
 """What a model may be to a method; `models:` maps these to sources."""
+AUGMENTING = ("augmenting", *(f"augmenting_{number}" for number in range(2, 10)))
+"""Roles of several augmenting models: `augmenting: [a, b]` is short for `augmenting: a` and `augmenting_2: b`."""
 
 
 class ModelSource(Section):
@@ -263,8 +265,12 @@ AnyTask = Annotated[SerializeAsAny[Task], BeforeValidator(_section("task"))]
 def _models(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
+    if isinstance(several := value.get("augmenting"), list | tuple):
+        if not 1 <= len(several) <= len(AUGMENTING):
+            raise PydanticCustomError("too_many", "augmenting: give one to {most} models", {"most": len(AUGMENTING)})
+        value = {**value, **dict(zip(AUGMENTING, several, strict=False))}
     for role in value:
-        if role not in ROLES:
+        if role not in (*ROLES, *AUGMENTING):
             raise PydanticCustomError(
                 "unknown_role", "unknown role '{role}'; {cure}", {"role": str(role), "cure": suggest(str(role), ROLES)}
             )

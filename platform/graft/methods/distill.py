@@ -21,7 +21,8 @@ from graft.execution import run_node
 from graft.graph import Context, Graph
 from graft.methods.answering import asking
 from graft.methods.explain import Explain
-from graft.methods.tuning import AnyAdapter, Pair, Tuned, Tuning, mapping_of
+from graft.methods.learning import Pair
+from graft.methods.tuning import AnyAdapter, Tuned, Tuning, mapping_of
 from graft.spec import Task
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Distilled(Tuned):
         """Train on targets and rationales; the fitted node needs no teacher."""
         if "rationale" not in rows.column_names:
             rows = run_node(self._explain(), rows, context.store, context.progress, context.pool)
-        return dataclasses.replace(self.tuned(rows, context), teacher=None)
+        return dataclasses.replace(self.learned(rows, context), teacher=None)
 
     def _explain(self) -> Explain:
         assert self.teacher is not None  # graph() saw to it

@@ -19,7 +19,8 @@ from pydantic import Field
 from graft.errors import DataError, SpecError
 from graft.graph import Context, Graph
 from graft.hashing import row_keys
-from graft.methods.tuning import AnyAdapter, Pair, Tuned, Tuning, mapping_of
+from graft.methods.learning import Pair
+from graft.methods.tuning import AnyAdapter, Tuned, Tuning, mapping_of
 from graft.sections import Section
 from graft.seeds import generator
 from graft.spec import AnyTask, Task, section_class
@@ -132,7 +133,7 @@ class Instructed(Tuned):
         """Train on the rows' targets and on the other tasks'; the fitted node remembers no other task."""
         seed = context.experiment.regime.seed
         more = [self.member(place, rows.num_rows, seed) for place in range(len(self.mixture))]
-        fitted = self.tuned(rows, context, pa.concat_tables(more) if more else None)
+        fitted = self.learned(rows, context, pa.concat_tables(more) if more else None)
         return dataclasses.replace(fitted, mixture=())
 
     def member(self, place: int, own: int, seed: int) -> pa.Table:

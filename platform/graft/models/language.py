@@ -10,7 +10,7 @@ A prompt's score needs three kinds of forward pass, each as rarely as possible:
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from graft.models import prefixes
 from graft.models.batching import LOGITS_PER_BATCH, batches, padded, token_log_probabilities
 from graft.models.local import LocalModel, accepted
 from graft.models.model import Candidates, Kind
+from graft.models.objective import NO_TARGET, batch_of, logits_at
 from graft.models.writing import write
 
 CACHED_TOKENS_PER_BATCH = 32768
@@ -43,10 +44,16 @@ class Question:
         return len(self.context) + max(map(len, self.continuations), default=0)
 
 
+def _nothing(_prompts: Sequence[str]) -> dict[str, Any]:
+    return {}
+
+
 class CausalModel(LocalModel):
     """A decoder with a language-model head."""
 
     kind: Kind = "causal"
+    beside: Callable[[Sequence[str]], dict[str, Any]] = staticmethod(_nothing)
+    """What else the network takes with these prompts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,8 +93,7 @@ class CausalModel(LocalModel):
                 for group in prefixes.groups([one.context for one in questions]):
                     self._score_group(questions, group, scores)
             else:
-                for index, question in enumerate(questions):
-                    scores[index] = self._score_alone(question)
+                self._score_whole(prompts, questions, scores)
             lengths = [[len(tokens) for tokens in one.continuations] for one in questions]
             return scores / lengths if normalize else scores
 
@@ -97,7 +103,7 @@ class CausalModel(LocalModel):
             rows = self._rows(prompts)
             needs = [len(row) + max_new_tokens for row in rows]
             self._check_fits(needs, "prompt with max_new_tokens", lambda: TOO_LONG)
-            return write(self, rows, max_new_tokens, stop)
+            return write(self, rows, max_new_tokens, stop, lambda batch: self.beside([prompts[row] for row in batch]))
 
     def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Tokens of each prompt and of its target, divided where `score` divides them for this candidate alone."""
@@ -201,22 +207,26 @@ class CausalModel(LocalModel):
             for (b, c), value in zip(chosen, sums, strict=True):
                 scores[b, c] += value
 
-    def _score_alone(self, question: Question) -> NDArray[np.float64]:
-        """Scores [C] of one prompt without any cache: every candidate with its whole prompt."""
-        given = len(question.context)
-        longest = max(map(len, question.continuations))
-        scores = np.zeros(len(question.continuations))
-        limit = max(1, LOGITS_PER_BATCH // (self._vocabulary * (longest + 1)))
-        for batch in batches([given + len(tokens) for tokens in question.continuations], rows=limit):
-            tails = [question.continuations[index] for index in batch]
-            ids, mask = padded([question.context + tail for tail in tails], self.network.device)
-            targets, own = padded(tails, self.network.device)
-            # The last given token predicts the first scored one; the last token predicts nothing that is asked.
-            keep = accepted(self.network, use_cache=False, logits_to_keep=targets.shape[1] + 1)
-            logits = self.network(input_ids=ids, attention_mask=mask, **keep).logits[:, -targets.shape[1] - 1 : -1]
+    def _score_whole(self, prompts: Sequence[str], questions: list[Question], scores: NDArray[np.float64]) -> None:
+        """Score without any cache, every candidate with its whole prompt; fills `scores`."""
+        rows = [(n, c) for n, one in enumerate(questions) for c in range(len(one.continuations))]
+        lengths = [len(questions[n].context) + len(questions[n].continuations[c]) - 1 for n, c in rows]
+        longest = max(len(questions[n].continuations[c]) for n, c in rows)
+        limit = max(1, LOGITS_PER_BATCH // (self._vocabulary * longest))
+        for batch in batches(lengths, rows=limit):
+            chosen = [rows[index] for index in batch]
+            contexts = [questions[n].context for n, _ in chosen]
+            made = batch_of(contexts, [questions[n].continuations[c] for n, c in chosen], [0] * len(chosen), None)
+            ids, mask, labels = (made[name].to(self.network.device) for name in ("ids_BT", "mask_BT", "labels_BT"))
+            wanted = labels != NO_TARGET
+            given = torch.tensor([len(context) for context in contexts], device=ids.device)
+            beside = {**accepted(self.network, prompt_tokens=given), **self.beside([prompts[n] for n, _ in chosen])}
+            logits = logits_at(self.network, {"input_ids": ids, "attention_mask": mask, **beside}, wanted)
+            values = token_log_probabilities(logits, labels[wanted])
+            sums = values.new_zeros(len(chosen)).index_add(0, wanted.nonzero()[:, 0].cpu(), values).numpy()
             self.usage.add(int(mask.sum()), len(batch))
-            scores[batch] = (token_log_probabilities(logits, targets) * own.cpu()).sum(1).numpy()
-        return scores
+            for (n, c), value in zip(chosen, sums, strict=True):
+                scores[n, c] = value
 
     def _forward(
         self, network: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, **options: Any

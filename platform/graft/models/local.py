@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from graft.errors import ModelError
 from graft.models.batching import batches, padded
+from graft.models.blocks import Reached, at_layer, blocks_of
 from graft.models.model import SCORING, WRITING, Candidates, Kind, Model
 from graft.models.pooling import Readout
 from graft.spec import ModelSource
@@ -243,21 +244,19 @@ class LocalModel(Model):
         if layer is None:
             return body(**inputs).last_hidden_state
         reached: list[Tensor] = []
-        hook = _hook(self._blocks(body), layer, reached)
+
+        def keep(states: Tensor) -> None:
+            reached.append(states)
+            raise Reached
+
+        hook = at_layer(blocks_of(body, self.source.source), layer, keep)
         try:
             body(**inputs)
-        except _Reached:
+        except Reached:
             return reached[0]
         finally:
             hook.remove()
         raise ModelError(f"{self.source.source}: layer {layer} was not reached; leave models.ROLE.layer null")
-
-    def _blocks(self, body: nn.Module) -> nn.ModuleList:
-        depth = body.config.get_text_config().num_hidden_layers
-        found = [module for module in body.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
-        if not found:
-            raise ModelError(f"{self.source.source}: its blocks are not a list; leave models.ROLE.layer null")
-        return found[0]
 
     def _tokenize(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         if not texts:
@@ -292,24 +291,6 @@ class LocalModel(Model):
             f"{self.source.source}: the longest {what} has {max(lengths)} tokens, its context holds {limit} "
             f"({over} of {len(lengths)} do not fit); {cure()}"
         )
-
-
-class _Reached(Exception):
-    """A signal, not an error: the wanted layer is computed, and what follows it is not needed."""
-
-
-def _hook(blocks: nn.ModuleList, layer: int, reached: list[Tensor]) -> Any:
-    """Stop the forward pass at a layer and keep its states: 0 is what enters the first block, i what block i gives."""
-
-    def keep(states: Any) -> None:
-        reached.append(states[0] if isinstance(states, tuple) else states)
-        raise _Reached
-
-    if layer == 0:
-        return blocks[0].register_forward_pre_hook(
-            lambda _block, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-    return blocks[layer - 1].register_forward_hook(lambda _block, _inputs, output: keep(output))
 
 
 def accepted(network: nn.Module, **arguments: Any) -> dict[str, Any]:

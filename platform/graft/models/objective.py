@@ -38,6 +38,7 @@ class NextTokenLoss(nn.Module):  # type: ignore[misc]
         labels_BT: Tensor,
         terms_B: Tensor,
         decoder_ids_BT: Tensor | None = None,
+        **beside: Any,
     ) -> Tensor:
         """Sum of the negative log-probabilities (nats) of each term's targets, float32 [K].
 
@@ -47,12 +48,13 @@ class NextTokenLoss(nn.Module):  # type: ignore[misc]
             labels_BT: the token that follows each position (of the decoder, where there is one), or NO_TARGET.
             terms_B: which term a sequence belongs to.
             decoder_ids_BT: what the decoder reads.
+            beside: what else the network takes.
         """
         wanted_BT = labels_BT != NO_TARGET
-        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT, **beside}
         if decoder_ids_BT is not None:
             inputs["decoder_input_ids"] = decoder_ids_BT
-        logits_MV, labels_M = self._logits(inputs, wanted_BT), labels_BT[wanted_BT]
+        logits_MV, labels_M = logits_at(self.called, inputs, wanted_BT), labels_BT[wanted_BT]
         losses_M = nn.functional.cross_entropy(logits_MV.float(), labels_M, reduction="none")
         owners_M = terms_B[wanted_BT.nonzero()[:, 0]]
         if self.training:
@@ -63,22 +65,22 @@ class NextTokenLoss(nn.Module):  # type: ignore[misc]
         """What training adds to each target's loss of the first term, [M] or one number: nothing, mostly."""
         return 0.0
 
-    def _logits(self, inputs: dict[str, Any], wanted_BT: Tensor) -> Tensor:
-        """Logits [M, V] at the wanted positions."""
-        width = wanted_BT.shape[1]
 
-        def keep_wanted(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            states = args[0]
-            # Soft prompts stand before the tokens.
-            return (states[:, states.shape[1] - width :][wanted_BT][None],)
+def logits_at(network: nn.Module, inputs: dict[str, Any], wanted_BT: Tensor) -> Tensor:
+    """Logits [M, V] of a network at the wanted positions; its head is computed nowhere else."""
+    width = wanted_BT.shape[1]
 
-        head = self.called.get_output_embeddings()
-        hook = head.register_forward_pre_hook(keep_wanted)
-        try:
-            logits: Tensor = self.called(**inputs, use_cache=False).logits
-        finally:
-            hook.remove()
-        return logits[0]
+    def keep_wanted(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states = args[0]
+        # Soft prompts stand before the tokens.
+        return (states[:, states.shape[1] - width :][wanted_BT][None],)
+
+    hook = network.get_output_embeddings().register_forward_pre_hook(keep_wanted)
+    try:
+        logits: Tensor = network(**inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits[0]
 
 
 def labels_of(context: int, answer: list[int]) -> list[int]:

@@ -1,6 +1,6 @@
 """Greedy text from transformers' own `generate`, the same for causal and encoder-decoder models."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 TOKENS_PER_BATCH = 32768
 
 
-def write(model: "LocalModel", rows: Sequence[list[int]], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
+def write(
+    model: "LocalModel",
+    rows: Sequence[list[int]],
+    max_new_tokens: int,
+    stop: Sequence[str],
+    beside: Callable[[Sequence[int]], dict[str, Any]] = lambda _batch: {},
+) -> list[str]:
     """The most likely continuation of each row of tokens, cut before the first stop string.
 
     Args:
@@ -24,6 +30,7 @@ def write(model: "LocalModel", rows: Sequence[list[int]], max_new_tokens: int, s
         rows: tokens of each prompt, none empty.
         max_new_tokens: upper limit of what is written.
         stop: where a text ends.
+        beside: what else the network takes with these rows.
     """
     causal = model.kind == "causal"
     end = model.network.generation_config.eos_token_id
@@ -43,6 +50,7 @@ def write(model: "LocalModel", rows: Sequence[list[int]], max_new_tokens: int, s
             max_new_tokens=max_new_tokens,
             stopping_criteria=[ended] if stop else [],
             **begun,
+            **beside(batch.tolist()),
         )
         for index, prompt, written in zip(batch, prompts, output[:, width:].tolist(), strict=True):
             new = _until_end(written, end)
