@@ -46,7 +46,7 @@ class Heard:
         """Each row's tokens to its beginning: what is read anew may count columns, as a window of attention does."""
         assert self.ids_BS is not None
         assert self.mask_BS is not None
-        order = (~self.mask_BS).long().argsort(1, stable=True)[:, : self.longest]
+        order = (~self.mask_BS).long().argsort(dim=1, stable=True)[:, : self.longest]
         self.ids_BS, self.mask_BS = self.ids_BS.gather(1, order), self.mask_BS.gather(1, order)
 
     @property

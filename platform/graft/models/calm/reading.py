@@ -28,7 +28,9 @@ UNSPACED = (
     "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 """Thai, Lao, Tibetan, Burmese, Khmer, Japanese syllables, Chinese characters."""
-WORD = re.compile(rf"\s*(?:[^\w\s]*(?:[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+)|[^\w\s]+)|\s+")
+SIGN = rf"[^\w\s{UNSPACED}]"
+WORD = re.compile(rf"\s*(?:{SIGN}*(?:[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+)|{SIGN}+)|\s+")
+"""What comes next decides at most whether the last of a text's words is over."""
 UNFINISHED = "\ufffd"
 """What bytes of an unfinished character are decoded to."""
 AROUND = ("version", "truncation", "padding", "post_processor")
