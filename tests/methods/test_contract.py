@@ -8,6 +8,7 @@ import functools
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 import transformers
 
-from graft import models
+from graft import CalmForCausalLM, models
 from graft.graph import Graph
 from graft.models import loading
 from graft.spec import Experiment
@@ -66,7 +67,13 @@ TUNED: dict[str, dict[str, Any]] = {
     "instruct": {"name": "instruct"},
     "distill": {"name": "distill", "adapter": {"peft_type": "LORA", "r": 4}},
 }
-METHODS = {**TUNED, "icl": {"name": "icl", "num_shots": 2}, "probe": {"name": "probe"}}
+CALM: dict[str, dict[str, Any]] = {
+    "calm": {"name": "calm", "connections": [[2, 0], [1, 1]], "distance_bias": True},
+    "calm-prompt": {"name": "calm", "connections": [[2, 1]], "mode": "prompt", "keep_states": True},
+    "calm-context": {"name": "calm", "connections": [[2, 1]], "mode": "context", "rank": 4, "prenorm": False},
+}
+LEARNED = {**TUNED, **CALM}
+METHODS = {**LEARNED, "icl": {"name": "icl", "num_shots": 2}, "probe": {"name": "probe"}}
 
 MARKS = {
     "LORA": ("lora_",),
@@ -80,6 +87,7 @@ MARKS = {
     "full": ("",),
     "instruct": ("",),
     "distill": ("lora_",),
+    **dict.fromkeys(CALM, ("bridges.",)),
 }
 """What the names of trained parameters hold; no frozen one's does."""
 
@@ -89,10 +97,17 @@ SETTLED = ("IA3", "LN_TUNING", "full", "instruct")
 NEVER_IDENTITY = ("PREFIX_TUNING", "PROMPT_TUNING")
 """Virtual tokens take attention from the text whatever they are."""
 
+def over(methods: Iterable[str]) -> Any:
+    """Every method on every model that it can be put to: an anchor writes from left to right."""
+    pairs = [(method, model) for model in MODELS for method in methods if (method in CALM, model) != (True, "tiny_t5")]
+    return pytest.mark.parametrize(("method", "model"), pairs, indirect=["model"])
+
+
 MODEL = pytest.mark.parametrize("model", MODELS, indirect=True)
-EVERY = pytest.mark.parametrize("method", METHODS)
-EVERY_TUNED = pytest.mark.parametrize("method", TUNED)
-EVERY_ANSWER = pytest.mark.parametrize("method", [*TUNED, "icl"])
+EVERY = over(METHODS)
+EVERY_LEARNED = over(LEARNED)
+EVERY_ANSWER = over([*TUNED, "calm", "icl"])
+"""Those whose network reads tokens alone; what the other modes of calm read stands beside them."""
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +157,6 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return copy
 
 
-@MODEL
 @EVERY
 def test_1_frozen_stays_frozen(method: str, model: Path, fitted: Any, pristine: Any) -> None:
     done: Fitted = fitted(method, model)
@@ -151,21 +165,19 @@ def test_1_frozen_stays_frozen(method: str, model: Path, fitted: Any, pristine: 
     assert not any(parameter.requires_grad for parameter in done.handle.network.parameters())
 
 
-@MODEL
-@EVERY_TUNED
+@EVERY_LEARNED
 def test_1_what_has_a_gradient_is_what_is_declared(method: str, model: Path, fitted: Any) -> None:
     node = fitted(method, model).node
     module = node.build()
     names = {name for name, _ in module.named_parameters()}
     declared = {name for name in names if any(mark in name for mark in MARKS[method])}
     assert {name for name, value in module.named_parameters() if value.requires_grad} == declared
-    assert len(declared) < len(names) or "full" in node.adapter
+    assert len(declared) < len(names) or "full" in getattr(node, "adapter", {})
     module(**node.collate(node.encode(TRAIN.slice(0, 4)))).sum().backward()
     assert {name for name, value in module.named_parameters() if value.grad is not None} == declared
 
 
-@MODEL
-@EVERY_TUNED
+@EVERY_LEARNED
 def test_2_an_untrained_adapter_is_the_identity(method: str, model: Path, fitted: Any) -> None:
     done: Fitted = fitted(method, model)
     begun = done.graph_with(done.begun)
@@ -178,7 +190,6 @@ def test_2_an_untrained_adapter_is_the_identity(method: str, model: Path, fitted
     assert np.abs(scores(done.after) - scores(begun)).max() > 1e-3
 
 
-@MODEL
 @EVERY
 def test_3_the_target_does_not_reach_the_prediction(method: str, model: Path, fitted: Any) -> None:
     graph = fitted(method, model).after
@@ -188,8 +199,7 @@ def test_3_the_target_does_not_reach_the_prediction(method: str, model: Path, fi
     assert np.array_equal(scores(graph, lies), blind)
 
 
-@MODEL
-@EVERY_TUNED
+@EVERY_LEARNED
 def test_3_the_target_does_not_reach_the_context(method: str, model: Path, fitted: Any) -> None:
     node = fitted(method, model).node
     other = TRAIN.set_column(2, "target", pa.array(["warm"] * TRAIN.num_rows))
@@ -198,7 +208,6 @@ def test_3_the_target_does_not_reach_the_context(method: str, model: Path, fitte
     assert one["answer"].to_pylist() != two["answer"].to_pylist()
 
 
-@MODEL
 @EVERY_ANSWER
 def test_3_what_follows_does_not_reach_what_comes_before(method: str, model: Path, fitted: Any) -> None:
     speaker = fitted(method, model).node.speaker
@@ -224,7 +233,6 @@ LONG = "Input: " + "snow and ice and frost and a cold winter " * 2
 PROMPTS = [LONG + end for end in ("\nLabel:", " again\nLabel:", " and sun\nLabel:", "")]
 
 
-@MODEL
 @EVERY_ANSWER
 def test_4_scores_with_caches_are_those_without(
     method: str, model: Path, fitted: Any, monkeypatch: pytest.MonkeyPatch
@@ -234,7 +242,7 @@ def test_4_scores_with_caches_are_those_without(
     again = speaker.score(PROMPTS[::-1], [" cold", " warm", " a longer one"])[::-1]
     assert again == pytest.approx(together, abs=1e-4)
     if speaker.kind == "causal":
-        assert speaker.shares_prefixes == (method not in NEVER_IDENTITY)
+        assert speaker.shares_prefixes == (method not in (*NEVER_IDENTITY, *CALM))
         assert bool(len(speaker.prefixes)) == speaker.shares_prefixes
         monkeypatch.setitem(speaker.__dict__, "shares_prefixes", False)
     else:
@@ -243,7 +251,6 @@ def test_4_scores_with_caches_are_those_without(
     assert alone == pytest.approx(together, abs=1e-4)
 
 
-@MODEL
 @EVERY_ANSWER
 def test_4_what_is_written_with_caches_is_what_is_written_without(method: str, model: Path, fitted: Any) -> None:
     speaker = fitted(method, model).node.speaker
@@ -262,7 +269,6 @@ def test_4_stored_columns_are_what_is_computed(method: str, model: Path, fitted:
     assert kept == read == fresh
 
 
-@MODEL
 @EVERY
 def test_5_neither_order_nor_size_of_a_batch_changes_a_row(method: str, model: Path, fitted: Any) -> None:
     graph = fitted(method, model).after
@@ -273,7 +279,6 @@ def test_5_neither_order_nor_size_of_a_batch_changes_a_row(method: str, model: P
     assert alone == pytest.approx(together, abs=1e-5)
 
 
-@MODEL
 @EVERY
 def test_6_saved_and_loaded_it_answers_the_same(method: str, model: Path, fitted: Any, tmp_path: Path) -> None:
     graph = fitted(method, model).after
@@ -305,8 +310,17 @@ def test_6_its_library_reads_what_is_saved(method: str, model: Path, fitted: Any
         torch.testing.assert_close(network.eval()(**read).logits, done.node.speaker.network(**read).logits)
 
 
-@MODEL
-@EVERY_TUNED
+@pytest.mark.parametrize(("method", "model"), [("calm", "tiny_llama"), ("calm", "tiny_gpt2")], indirect=["model"])
+def test_6_bridges_are_read_without_graft_s_graph(method: str, model: Path, fitted: Any, tmp_path: Path) -> None:
+    done: Fitted = fitted(method, model)
+    done.node.save(tmp_path)
+    again = CalmForCausalLM.from_pretrained(tmp_path / "calm")
+    ids = torch.tensor([[7, 8, 9, 20, 21]])
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, done.node.speaker.network(input_ids=ids).logits)
+
+
+@EVERY_LEARNED
 def test_7_the_seed_decides(method: str, model: Path, fitted: Any, spec: Any) -> None:
     known = fitted(method, model)
     same, other = (fit(spec(method, model, max_steps=2, seed=seed)) for seed in (0, 1))
@@ -326,8 +340,7 @@ def test_7_the_same_examples_give_the_same_node(method: str, model: Path, fitted
         assert fit(spec(method, model, regime_seed=1)).after.fingerprint() != known.fingerprint()
 
 
-@MODEL
-@EVERY_TUNED
+@EVERY_LEARNED
 def test_7_accumulated_batches_are_whole_ones(method: str, model: Path, still: Any, spec: Any) -> None:
     whole, parts = (
         fit(spec(method, still(model), max_steps=3, tokens_per_device=limit)).states[0].curve for limit in (None, 60)
@@ -337,8 +350,7 @@ def test_7_accumulated_batches_are_whole_ones(method: str, model: Path, still: A
         assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
 
 
-@MODEL
-@EVERY_TUNED
+@EVERY_LEARNED
 def test_8_killed_and_taken_up_it_ends_the_same(
     method: str, model: Path, fitted: Any, spec: Any, tmp_path: Path
 ) -> None:
@@ -357,11 +369,10 @@ def test_8_killed_and_taken_up_it_ends_the_same(
     assert all(np.array_equal(again.node.weights[name], value) for name, value in done.node.weights.items())
 
 
-@MODEL
 @EVERY
 def test_9_scrambled_labels_teach_nothing(method: str, model: Path, fitted: Any, spec: Any) -> None:
     done: Fitted = fitted(method, model)
-    if method in TUNED:
+    if method in LEARNED:
         assert target_loss(done.node) < target_loss(done.begun)
     count = 64
     data = dataset(rows(24, "a", scrambled=True), rows(count, "b", scrambled=True))

@@ -16,7 +16,6 @@ from graft import models, training
 from graft.arrays import score_matrix
 from graft.graph import Context, Graph
 from graft.hashing import digest
-from graft.methods import adapting
 from graft.models import loading
 from graft.spec import Experiment
 from graft.tasks.dataset import Dataset
@@ -27,6 +26,8 @@ LABELS = ("cold", "warm")
 WORDS = {"cold": ["ice", "snow", "frost", "winter"], "warm": ["sun", "summer", "hot", "beach"]}
 REASON = {"cold": "it freezes", "warm": "it shines"}
 
+ROLES = ("base", "encoder", "anchor", "augmenting")
+"""One model in all of them: an anchor hears itself."""
 SETTINGS = {
     "max_steps": 8,
     "learning_rate": 1e-2,
@@ -63,7 +64,7 @@ def experiment(folder: Path, method: Mapping[str, Any], **settings: Any) -> Expe
     return Experiment.from_mapping(
         {
             "name": "x",
-            "models": {role: {"source": str(folder)} for role in ("base", "encoder")},
+            "models": {role: {"source": str(folder)} for role in ROLES},
             "task": {"name": "python-docs"},
             "regime": {"examples": TRAIN.num_rows, "seed": settings.pop("regime_seed", 0)},
             "method": dict(method),
@@ -92,9 +93,9 @@ class Fitted:
     @functools.cached_property
     def begun(self) -> Any:
         """The node with what training began with."""
-        start = adapting.put_in(self.handle, self.node.adapter, self.node.seed)
-        own = {name: value.detach().numpy() for name, value in start.module.named_parameters() if value.requires_grad}
-        return dataclasses.replace(self.node, weights=adapting.taken_out(start, self.node.adapter, own))
+        start = self.node.build()
+        own = {name: value.detach().numpy() for name, value in start.named_parameters() if value.requires_grad}
+        return self.node.with_trained({name.removeprefix("network."): value for name, value in own.items()})
 
     def graph_with(self, node: Any) -> Graph:
         """The fitted graph with another last node."""
@@ -106,7 +107,7 @@ def fit(spec: Experiment, data: Dataset | None = None, folder: Path | None = Non
     data = data or dataset()
     handle = models.load(spec.models["base"])
     assert spec.method is not None
-    graph = spec.method.graph(spec.task, data, {"base": handle, "encoder": handle})
+    graph = spec.method.graph(spec.task, data, dict.fromkeys(ROLES, handle))
     states: list[State] = []
     unchanged = []
 
