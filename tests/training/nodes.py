@@ -91,6 +91,22 @@ class Reciter:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bridged(Reciter):
+    """A composed model that recites: an anchor that hears another one of its kind."""
+
+    def build(self) -> nn.Module:
+        from transformers import LlamaForCausalLM
+
+        from graft import CalmForCausalLM
+
+        anchor, augmenting = (LlamaForCausalLM.from_pretrained(self.folder, dtype=torch.float32) for _ in range(2))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            composed = CalmForCausalLM(anchor, augmenting, [[2, 0], [1, 1]])
+        return Recital(composed, self.poison).train()
+
+
+@dataclasses.dataclass(frozen=True)
 class Fragile(Reciter):
     """Fails when it is built in a worker: with an error of graft, with another, or by ending its process."""
 

@@ -23,7 +23,7 @@ from graft.training.states import Job, Trained
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from nodes import Reciter, rows
+from nodes import Bridged, Reciter, rows
 
 STEPS = 20
 DEFAULTS = {"max_steps": STEPS, "learning_rate": 2e-3, "tokens_per_batch": 160, "checkpoint_steps": 5}
@@ -43,6 +43,8 @@ class Case:
     settings: tuple[tuple[str, Any], ...] = ()
     begun_by: int | None = None
     """Processes that train up to `STOPPED_AT`, before those that end it."""
+    calm: bool = False
+    """Whether bridges are trained, between two of the model."""
 
     def alone(self) -> "Case":
         """What one process is to give the same results for."""
@@ -52,7 +54,7 @@ class Case:
         return tuple((name, value) for name, value in self.settings if name != "tokens_per_device")
 
     def job(self, model: Path) -> Job:
-        kind = Judge if self.judged else Reciter
+        kind = Judge if self.judged else Bridged if self.calm else Reciter
         node = kind(str(model), lora=self.lora, poison=None if self.poisoned is None else 399)
         training = Training(**{**DEFAULTS, "checkpoint_seconds": 0, **dict(self.settings)})
         table = node.encode(rows(60, self.poisoned))
@@ -71,6 +73,7 @@ CASES = {
     **{f"poisoned-{how}": Case(True, how, poisoned=7, settings=(SHORT,)) for how in ("ddp", "fsdp")},
     **{f"{name}-from-one": dataclasses.replace(KINDS[name], begun_by=1) for name in ("full-fsdp", "lora-ddp")},
 }
+CASES |= {f"calm-{how}": Case(strategy=how, calm=True, settings=(SHORT,)) for how in ("ddp", "fsdp")}
 UNSHARDABLE = {"judged": Case(strategy="fsdp", judged=True)}
 SELECTING = ("validate_every_steps", 4)
 SELECTED = {f"selected-{how}": Case(True, how, settings=(SELECTING,)) for how in ("ddp", "fsdp")}
@@ -219,7 +222,7 @@ def test_one_process_goes_on_where_two_were_interrupted(name: str, folder: Path,
     check_equal(found, trained.weights, expected, undisturbed)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.lora])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.lora or case.calm])
 def test_what_is_frozen_stays_and_is_not_sent(name: str, folder: Path, tiny_llama: Path) -> None:
     before = Loop(CASES[name].alone().job(tiny_llama))
     for rank in (0, 1):
