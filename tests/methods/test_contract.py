@@ -97,6 +97,7 @@ SETTLED = ("IA3", "LN_TUNING", "full", "instruct")
 NEVER_IDENTITY = ("PREFIX_TUNING", "PROMPT_TUNING")
 """Virtual tokens take attention from the text whatever they are."""
 
+
 def over(methods: Iterable[str]) -> Any:
     """Every method on every model that it can be put to: an anchor writes from left to right."""
     pairs = [(method, model) for model in MODELS for method in methods if (method in CALM, model) != (True, "tiny_t5")]

@@ -7,18 +7,25 @@ import pytest
 
 from graft.errors import DataError
 from graft.models.objective import NO_TARGET
-from graft.pretraining.generated import GeneratedRows, Row, one_in, word_tokenizer
-from graft.pretraining.key_value import KeyValueWorld
+from graft.pretraining.generated import GeneratedRows, word_tokenizer
 from graft.pretraining.recipe import KeyValue, World
 from graft.pretraining.world import LittleWorld
 from graft.seeds import generator
+from graft.tasks.key_value import KeyValueWorld
+from graft.tasks.worlds import Row, one_in
 
 KEYS = KeyValueWorld.of(
-    KeyValue(keys=60, values=10, operands=3, held_in=0.5, parts={"pairs": 1, "substitute": 1, "numbers": 1, "solve": 1})
+    KeyValue(
+        keys=60,
+        values=10,
+        operands=3,
+        held_in=0.5,
+        parts={"pairs": 1, "values": 1, "substitute": 1, "numbers": 1, "solve": 1},
+    )
 )
 PEOPLE = LittleWorld.of(World(people=30, hops=2, parts={"facts": 1, "questions": 1, "rationales": 1}, held_out=0.2))
 WORLDS = {
-    "key-value": (KEYS, ("pairs", "substitute", "numbers", "solve")),
+    "key-value": (KEYS, ("pairs", "values", "substitute", "numbers", "solve")),
     "world": (PEOPLE, ("facts", "questions", "rationales")),
 }
 
@@ -40,6 +47,9 @@ def test_every_row_of_key_value_is_true() -> None:
     for part in WORLDS["key-value"][1]:
         for _ in range(100):
             row = KEYS.draw(part, random)
+            if part == "values":
+                assert row.answer == str(KEYS.value_of[row.prompt])
+                continue
             question, sign = row.prompt[:-2].strip(), row.prompt.split()[-1]
             assert sign == ("->" if part == "substitute" else "=")
             assert value(question) == value(row.answer) if part == "substitute" else value(question) == int(row.answer)
@@ -113,7 +123,10 @@ def test_names_that_are_not_held_in_are_never_solved_and_all_their_values_occur(
     assert kept
     for row in rows:
         inside = set(row.prompt.split()[:-1:2]) <= KEYS.held_in_names
-        assert KEYS.is_held_out(row) != inside
+        assert inside or KEYS.is_held_out(row)
+    # Of the names that are held in, only a tenth of the expressions.
+    within = [row in kept for row in rows if set(row.prompt.split()[:-1:2]) <= KEYS.held_in_names]
+    assert 0.02 < np.mean(within) < 0.25
     assert len(KEYS.held_in_names) == 30
     assert {KEYS.value_of[name] for name in KEYS.held_in_names} == set(range(10))
     assert not any(KEYS.is_held_out(KEYS.draw("pairs", random)) for _ in range(100))

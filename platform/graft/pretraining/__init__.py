@@ -26,7 +26,6 @@ from graft.execution import Progress, no_progress
 from graft.methods.instruct import PLACES, Instructed, described
 from graft.models import recipes
 from graft.pretraining import card, corpus, evaluation, generated, language, packing
-from graft.pretraining.key_value import KeyValueWorld
 from graft.pretraining.recipe import (
     Hybrid,
     Instruction,
@@ -43,6 +42,7 @@ from graft.pretraining.world import LittleWorld
 from graft.seeds import generator
 from graft.spec import ModelSource, Task
 from graft.storage import clean_if_wrong, logging_to, open_storage, writing
+from graft.tasks.key_value import KeyValueWorld
 from graft.training import Job, Trained, carry_out
 from graft.training.states import curve
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from graft.pretraining.generated import GeneratedRows, Row
+from graft.pretraining.generated import GeneratedRows
+from graft.tasks.worlds import Row
 
 
 def bits_per_byte(

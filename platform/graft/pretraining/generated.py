@@ -8,7 +8,6 @@ Words stand between spaces. The loss is on the answer and its end token.
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -21,20 +20,10 @@ from graft.models.objective import labels_of
 from graft.pretraining.corpus import END, PAD, SPECIAL, START, finished
 from graft.pretraining.language import table
 from graft.seeds import generator
+from graft.tasks.worlds import Random, Row
 
-Random = np.random.Generator
 MOST_TRIES = 10_000
 """Draws in a row that may all be held-out rows."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A prompt and what follows it."""
-
-    part: str
-    """Which kind of row it is."""
-    prompt: str
-    answer: str
 
 
 class Generator(Protocol):
@@ -56,26 +45,6 @@ class Generator(Protocol):
     def fingerprint(self) -> str:
         """Identity by content."""
         ...
-
-
-def one_in(share: float, world: int, text: str) -> bool:
-    """Whether a text is among a share of all texts, which its own hash decides."""
-    number = int.from_bytes(hashlib.blake2b(f"{world} {text}".encode(), digest_size=8).digest(), "little")
-    return number < share * 2**64
-
-
-def names(count: int, random: Random, taken: Sequence[str] = ()) -> list[str]:
-    """Different pronounceable words."""
-    consonants, vowels = list("bdfghjklmnprstvz"), list("aeiou")
-    found: dict[str, None] = {}
-    length = 2
-    while len(found) < count:
-        for _ in range(4 * count):
-            word = "".join(random.choice(consonants) + random.choice(vowels) for _ in range(length))
-            if word not in taken and len(found) < count:
-                found[word] = None
-        length += 1
-    return list(found)
 
 
 def word_tokenizer(words: Sequence[str], context: int) -> Any:

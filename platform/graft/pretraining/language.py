@@ -123,7 +123,7 @@ def settings_of(model: Causal | Masked, tokenizer: Any) -> dict[str, Any]:
         "num_hidden_layers": model.layers,
         "num_attention_heads": model.heads,
         "max_position_embeddings": model.context,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": isinstance(model, Masked) or model.tied,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

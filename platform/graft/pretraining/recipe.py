@@ -36,7 +36,7 @@ class Transformer(Section):
 
 
 class Causal(Transformer):
-    """A language model that continues text: a Llama with rotary positions, its embedding tied to its head."""
+    """A language model that continues text: a Llama with rotary positions."""
 
     kind: Literal["causal"] = "causal"
     kv_heads: int | None = Field(None, ge=1)
@@ -45,6 +45,8 @@ class Causal(Transformer):
     """Width inside the feed-forward; null is 8/3 of `width`, rounded up to a multiple of 16."""
     context: int = Field(1024, ge=8)
     """Longest text, in tokens."""
+    tied: bool = Field(True, exclude_if=bool)
+    """One matrix for what tokens are read as and what they are said with."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -164,8 +166,8 @@ class KeyValue(Section):
     """A name's value is one of 0 to `values` - 1."""
     operands: int = Field(2, ge=2, le=8)
     """Names or numbers in an expression, joined by + and -."""
-    parts: dict[Literal["pairs", "substitute", "numbers", "solve"], Share] = Field(min_length=1)
-    """Share of each kind of row: pairs `a=7`, substitute `a+b=7+3`, numbers `7+3=10`, solve `a+b=10`."""
+    parts: dict[Literal["pairs", "values", "substitute", "numbers", "solve"], Share] = Field(min_length=1)
+    """Share of each kind of row: pairs `a=7`, values `a 7`, substitute `a+b=7+3`, numbers `7+3=10`, solve `a+b=10`."""
     held_in: float = Field(1.0, gt=0, le=1)
     """Share of the names that rows of `solve` are about."""
     world: int = Field(0, ge=0)

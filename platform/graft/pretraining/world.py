@@ -13,9 +13,9 @@ import functools
 from typing import Self
 
 from graft import hashing
-from graft.pretraining.generated import Random, Row, names, one_in
 from graft.pretraining.recipe import World
 from graft.seeds import generator
+from graft.tasks.worlds import Random, Row, names, one_in
 
 RELATIONS = ("mother", "father", "friend", "teacher")
 TRADES = ("baker", "smith", "weaver", "healer", "sailor", "farmer", "mason", "singer")

@@ -5,6 +5,7 @@ TASKS = {
     "python-docs": "graft.tasks.python_docs:PythonDocs",
     "digits": "graft.tasks.vectors:Digits",
     "wine": "graft.tasks.vectors:Wine",
+    "key-value": "graft.tasks.key_value:KeyValueTask",
     "breast-cancer": "graft.tasks.vectors:BreastCancer",
 }
 """Name to `"module:Class"`; the class is the task's section of a spec."""

@@ -1,5 +1,6 @@
 """Tiny networks of many families, and a second tokenizer."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-from conftest import SENTENCES, tiny_tokenizer
+from conftest import SENTENCES, tiny_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +30,6 @@ def other_tokenizer() -> Any:
     learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     trainer = trainers.BpeTrainer(vocab_size=220, special_tokens=special, show_progress=False)
     learner.train_from_iterator(SENTENCES, trainer)
-    import json
-
     content = json.loads(learner.to_str())["model"]
     words = [word for word, _ in sorted(content["vocab"].items(), key=lambda item: item[1])]
     vocabulary = {word: place for place, word in enumerate([*special, *octets, *words[len(special) :]])}

@@ -28,7 +28,7 @@ PAIRS = [
     ("llama", "mamba"),
     ("mamba", "llama"),
 ]
-"""Anchor and augmenting model: blocks that give tensors and tuples, windows, ALiBi, learned positions, experts, states."""
+"""Anchor and augmenting model: blocks that give tensors and tuples, windows, ALiBi, learned positions, experts."""
 
 CONNECTIONS = [(2, 1), (4, 3), (0, 0)]
 
@@ -92,9 +92,7 @@ def test_in_parts_with_a_cache_it_is_what_it_is_at_once(composed: Any) -> None:
         pytest.skip("no cache of keys and values")
     whole, cache, parts = logits(composed), composed.new_cache(), []
     for start, stop in [(0, 5), (5, 6), (6, 8), (8, 9)]:
-        parts.append(
-            logits(composed, IDS[:, start:stop], MASK[:, :stop], past_key_values=cache, use_cache=True)
-        )
+        parts.append(logits(composed, IDS[:, start:stop], MASK[:, :stop], past_key_values=cache, use_cache=True))
     torch.testing.assert_close(torch.cat(parts, 1)[MASK.bool()], whole[MASK.bool()], rtol=0, atol=2e-4)
 
 

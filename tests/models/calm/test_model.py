@@ -43,9 +43,7 @@ def crossed(request: pytest.FixtureRequest, tiny: Any, other_tokenizer: Any) -> 
     anchor = network("llama", vocabulary=len(tiny), max_position_embeddings=128)
     augmenting = network("gpt2", 1, vocabulary=len(other_tokenizer), n_positions=128)
     return lively(
-        CalmForCausalLM(
-            anchor, augmenting, PAIRS, request.param, tokenizer=tiny, augmenting_tokenizer=other_tokenizer
-        )
+        CalmForCausalLM(anchor, augmenting, PAIRS, request.param, tokenizer=tiny, augmenting_tokenizer=other_tokenizer)
     ).eval()
 
 
@@ -124,9 +122,7 @@ class TestModes:
         torch.testing.assert_close(whole[:, :3], logits(anchor, ids)[:, :3], rtol=0, atol=1e-5)
         assert (whole[:, 3:] - logits(anchor, ids)[:, 3:]).abs().max() > 0.05
         other = torch.tensor([tokens[:5] + tokens[:0:-1][: len(tokens) - 5]])
-        torch.testing.assert_close(
-            logits(model, other, prompt_tokens=prompt)[:, :5], whole[:, :5], rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(logits(model, other, prompt_tokens=prompt)[:, :5], whole[:, :5], rtol=0, atol=1e-5)
         with pytest.raises(ModelError, match="give prompt_tokens"):
             logits(model, ids)
         options = {"max_new_tokens": 6, "do_sample": False}
@@ -292,7 +288,9 @@ class TestHooks:
         needed: list[bool] = []
         blocks = blocks_of(same.anchor, "anchor")
         hooks = [
-            block.register_forward_hook(lambda _m, _i, o: needed.append((o[0] if isinstance(o, tuple) else o).requires_grad))
+            block.register_forward_hook(
+                lambda _m, _i, o: needed.append((o[0] if isinstance(o, tuple) else o).requires_grad)
+            )
             for block in blocks
         ]
         heard = [
@@ -314,7 +312,10 @@ class TestHooks:
         assert torch.equal(logits(model, ids_of(), use_cache=False), logits(model, ids_of(), use_cache=False))
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         assert {name.split(".")[0] for name in names} == {"anchor", "augmenting", "bridges"}
-        assert set(dict(model.named_parameters())) == set(model.state_dict()) - {"anchor.lm_head.weight", "augmenting.0.lm_head.weight"}
+        assert set(dict(model.named_parameters())) == set(model.state_dict()) - {
+            "anchor.lm_head.weight",
+            "augmenting.0.lm_head.weight",
+        }
 
     def test_blocks_above_the_last_layer_that_is_read_are_not_computed(self) -> None:
         model = CalmForCausalLM(network("llama"), network("gpt2", 1), [[2, 1]]).eval()
@@ -370,7 +371,7 @@ class TestFolder:
         with pytest.raises(ModelError, match="is damaged"):
             CalmForCausalLM.from_pretrained(tmp_path, **models)
         (tmp_path / "bridges.safetensors").unlink()
-        with pytest.raises(ModelError, match="bridges.safetensors is not here"):
+        with pytest.raises(ModelError, match=r"bridges\.safetensors is not here"):
             CalmForCausalLM.from_pretrained(tmp_path, **models)
 
 
@@ -404,7 +405,7 @@ class TestRefusals:
         backwards = transformers.BertLMHeadModel(network("bert").config)
         with pytest.raises(ModelError, match=r"BertLMHeadModel cannot be an anchor"):
             CalmForCausalLM(backwards, network("gpt2", 1))
-        with pytest.raises(ModelError, match="writes no text|cannot be an anchor"):
+        with pytest.raises(ModelError, match="writes no text"):
             CalmForCausalLM(network("bert"), network("gpt2", 1))
 
     def test_the_papers_connections(self) -> None:

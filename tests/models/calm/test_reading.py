@@ -72,9 +72,7 @@ def test_what_follows_changes_nothing_that_was_seen(
 
 @DIRECTIONS
 @pytest.mark.parametrize("text", TEXTS)
-def test_no_token_is_seen_before_its_text_has_ended(
-    direction: str, text: str, pairs: dict[str, Interpreter]
-) -> None:
+def test_no_token_is_seen_before_its_text_has_ended(direction: str, text: str, pairs: dict[str, Interpreter]) -> None:
     interpreter = pairs[direction]
     encoded = interpreter.anchor(text, add_special_tokens=False, return_offsets_mapping=True)
     found, seen = interpreter.read(encoded["input_ids"])
