@@ -37,12 +37,22 @@ SHAPE: dict[str, Any] = {
 }
 """A Llama that two cores train in a minute. Its head is 27 % of it: Llama 3.2 1B has 21 %, Qwen 2.5 0.5B 28 %."""
 
+AUGMENTING: dict[str, Any] = {
+    **SHAPE,
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""A smaller one that it hears: 15 % of its parameters outside of the embeddings, as in CALM's paper."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "lora": {"name": "peft", "adapter": {"peft_type": "LORA", "r": 8, "lora_alpha": 16}},
     "adapter": {"name": "adapter", "adapter": {"kind": "serial", "bottleneck": 64}},
+    "calm": {"name": "calm", "connections": "paper"},
 }
-LEARNING_RATES = {"full": 1e-3, "lora": 1e-2, "adapter": 1e-2}
+LEARNING_RATES = {"full": 1e-3, "lora": 1e-2, "adapter": 1e-2, "calm": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,11 @@ class Ask:
         return Experiment.from_mapping(
             {
                 "name": "benchmark",
-                "models": {"base": {"source": self.folder}},
+                "models": {
+                    "base": {"source": self.folder},
+                    "anchor": {"source": self.folder},
+                    "augmenting": {"source": f"{self.folder}/augmenting"},
+                },
                 "task": {"test_examples": 200, **self.task},
                 "regime": {"examples": self.rows},
                 "method": METHODS[self.tuned],
@@ -136,7 +150,8 @@ class Material:
 def prepare(ask: Ask) -> dict[str, Any]:
     """Write the network, and a tokenizer made for the task's texts."""
     table = ask.experiment().task.read().train
-    texts = (text for name in table.column_names if name != "id" for text in table[name].to_pylist())
+    texts = [text for name in table.column_names if name != "id" for text in table[name].to_pylist()]
+    write_llama(f"{ask.folder}/augmenting", AUGMENTING, texts)
     return {"parameters": write_llama(ask.folder, SHAPE, texts)}
 
 

@@ -102,12 +102,18 @@ class Fitted:
         return Graph([*self.after.nodes[:-1], node], self.after.inputs)
 
 
-def fit(spec: Experiment, data: Dataset | None = None, folder: Path | None = None, progress: Any = None) -> Fitted:
+def fit(
+    spec: Experiment,
+    data: Dataset | None = None,
+    folder: Path | None = None,
+    progress: Any = None,
+    handles: Mapping[str, Any] | None = None,
+) -> Fitted:
     """Fit a method's graph; with a folder, its checkpoints lie there and it goes on from them."""
     data = data or dataset()
-    handle = models.load(spec.models["base"])
+    handles = handles or dict.fromkeys(ROLES, models.load(spec.models["base"]))
     assert spec.method is not None
-    graph = spec.method.graph(spec.task, data, dict.fromkeys(ROLES, handle))
+    graph = spec.method.graph(spec.task, data, handles)
     states: list[State] = []
     unchanged = []
 
@@ -127,7 +133,7 @@ def fit(spec: Experiment, data: Dataset | None = None, folder: Path | None = Non
         return found.weights
 
     fitted = graph.fit(data.train, Context(spec, data.labels, train=train))
-    return Fitted(graph, fitted, handle, states, all(unchanged))
+    return Fitted(graph, fitted, next(iter(handles.values())), states, all(unchanged))
 
 
 def frozen_digest(module: torch.nn.Module) -> str:

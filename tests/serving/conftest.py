@@ -1,4 +1,4 @@
-"""Finished runs to serve: three that share an encoder, and one on vectors without any model."""
+"""Finished runs to serve: three that share an encoder, one on vectors without any model, and a composed model."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 from graft.spec import Experiment
 
 TOPICS = ("rain", "bread")
+NAMES = ("centroid", "ridge", "tart", "vectors", "calm", "words")
 
 
 def carry_out(storage: Path, **values: Any) -> str:
@@ -15,8 +16,8 @@ def carry_out(storage: Path, **values: Any) -> str:
 
 
 @pytest.fixture(scope="session")
-def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama: Path) -> Path:
-    """A storage whose runs are named by what they are: `centroid`, `ridge`, `tart`, `vectors`, `words` (free text)."""
+def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama: Path, tiny_gpt2: Path) -> Path:
+    """A storage whose runs are named by what they are: NAMES, of which `words` writes free text."""
     folder = tmp_path_factory.mktemp("serving")
     lines = [f"a text about {topic} number {i},{topic}" for i in range(30) for topic in TOPICS]
     (folder / "rows.csv").write_text("text,topic\n" + "\n".join(lines) + "\n")
@@ -34,6 +35,15 @@ def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llam
         (folder / name).write_text(run_id)
     vectors = carry_out(folder, task={"name": "wine"}, method={"name": "probe", "classifier": "ridge"})
     (folder / "vectors").write_text(vectors)
+    calm = carry_out(
+        folder,
+        models={"anchor": base, "augmenting": {"source": str(tiny_gpt2)}},
+        task={**rows, "label": "topic"},
+        method={"name": "calm", "connections": [[2, 0], [1, 1]]},
+        regime={"examples": 12},
+        training={"max_steps": 4, "learning_rate": 1e-2},
+    )
+    (folder / "calm").write_text(calm)
     words = carry_out(
         folder,
         models={"encoder": encoder, "base": base},
@@ -48,4 +58,4 @@ def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llam
 @pytest.fixture(scope="session")
 def run_ids(storage: Path) -> dict[str, str]:
     """What a run is to its run_id."""
-    return {name: (storage / name).read_text() for name in ("centroid", "ridge", "tart", "vectors", "words")}
+    return {name: (storage / name).read_text() for name in NAMES}
