@@ -1,5 +1,6 @@
 """Method calm where it differs from other methods: several models, their tokenizers, what they read, wrong input."""
 
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,16 @@ def test_saved_and_loaded_it_answers_the_same(crossed: Fitted, tmp_path: Path) -
         "calm_config.json",
         "bridges.safetensors",
     }
+
+
+def test_it_travels_as_names_and_bridges(crossed: Fitted) -> None:
+    _ = crossed.node.speaker.network
+    sent = pickle.dumps(crossed.node)
+    bridges = sum(value.nbytes for value in crossed.node.weights.values())
+    assert len(sent) < bridges + 20_000
+    there = pickle.loads(sent)
+    assert there.fingerprint() == crossed.node.fingerprint()
+    assert np.array_equal(scores(crossed.graph_with(there)), scores(crossed.after))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -141,7 +141,7 @@ class KeyValueTask(Task):
     name: Literal["key-value"]
     template: str = "{expression} {target}"
     """As every row is written; the words are those of the recipes' world."""
-    keys: int = Field(4000, ge=8)
+    keys: int = Field(10_000, ge=8)
     """Names."""
     values: int = Field(20, ge=2)
     """A name's value is one of 0 to `values` - 1."""

@@ -86,7 +86,7 @@ class Bridge(nn.Module):  # type: ignore[misc]
         empty = self.key.weight.new_zeros(rows, self.heads, int(null), width // self.heads)
         if states_BSE is None:
             return empty, empty
-        read = self.project(self.read_norm(states_BSE.to(self.key.weight.dtype)))
+        read = self.project(self.read_norm(states_BSE.to(self.key.weight)))
         keys, values = self._by_head(self.key(read)), self._by_head(self.value(read))
         if not null:
             return keys, values
@@ -104,14 +104,16 @@ class Bridge(nn.Module):  # type: ignore[misc]
             visible_BTS: True where anchor token t may look at augmenting token s; None where it may at all of them.
             ago_BTS: how many augmenting tokens were read after token s when t was; read by `distance_bias` only.
         """
-        asked = self._by_head(self.query(self.ask_norm(anchor_BTD.to(self.query.weight.dtype))))
+        asked = self._by_head(self.query(self.ask_norm(anchor_BTD.to(self.query.weight))))
+        # A large model may lie on several devices.
+        visible_BTS, ago_BTS = (None if one is None else one.to(asked.device) for one in (visible_BTS, ago_BTS))
         mask = None if visible_BTS is None else functional.pad(visible_BTS[:, None], (1, 0), value=True)
         if self.distance is not None and ago_BTS is not None:
             bias = functional.pad(self.distance.to(asked.dtype)[:, _bucket(ago_BTS)].transpose(0, 1), (1, 0))
             mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
         found = functional.scaled_dot_product_attention(asked, keys.to(asked.dtype), values.to(asked.dtype), mask)
         added: Tensor = self.output(found.transpose(1, 2).flatten(2))
-        return added.to(anchor_BTD.dtype)
+        return added.to(anchor_BTD)
 
     def _by_head(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -216,11 +216,13 @@ class Listening:
             inputs["attention_mask"] = known.mask_BS.long()
             if self.causal:
                 inputs["position_ids"] = (known.mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, first:]
-        found = self._at_layers(accepted(self.body, **inputs))
+        device = next(self.body.parameters()).device  # which need not be the anchor's
+        placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        found = self._at_layers(accepted(self.body, **placed))
         if known.mask_BS is None:
             return found
         # What attention makes of a gap may be no number at all.
-        keep = known.mask_BS[:, first:, None]
+        keep = known.mask_BS[:, first:, None].to(device)
         return {layer: states.where(keep, states.new_zeros(())) for layer, states in found.items()}
 
     def _at_layers(self, inputs: dict[str, Any]) -> dict[int, Tensor]:

@@ -104,10 +104,13 @@ class CalmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             for number, (network, pair) in enumerate(zip(self.augmenting, tokenizers, strict=True))
         ]
         self.tokenizers = tokenizers
+        blocks = self.anchor_blocks
         self.bridges = nn.ModuleList(
-            Bridge(self.listening[one.model].width, width, count, rank, prenorm, distance_bias)
+            Bridge(self.listening[one.model].width, width, count, rank, prenorm, distance_bias).to(
+                next(blocks[max(0, one.target - 1)].parameters()).device
+            )
             for one in self.connections
-        ).to(anchor.device)
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Bridges train; the frozen models stay as they answer, without dropout."""
