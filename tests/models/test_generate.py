@@ -10,6 +10,7 @@ import torch
 
 import graft.models
 from graft.errors import ModelError
+from graft.models.model import Sampling
 
 PROMPTS = ["Once upon a time", "The cat", "", "Review: a dull film without a story. Label:"]
 
@@ -89,3 +90,58 @@ def test_no_room_for_new_tokens(tiny_llama: Path) -> None:
 
 def test_nothing_to_write(tiny_llama: Path) -> None:
     assert graft.models.load(str(tiny_llama)).generate([], 5) == []
+
+
+SHARED = "Once upon a time there was a little girl named Lily. She loved to play outside with her big red ball. " * 2
+ENDS = ["One day", "Her mom", "The dog ran away and Lily", "It", "Then they all", "A cat"]
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
+def test_what_prompts_begin_with_is_computed_once_and_changes_nothing(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    folder = request.getfixturevalue(name)
+    model = graft.models.load(str(folder))
+    start = SHARED[:101]
+    prompts = [f"{start} {end}" for end in ENDS] + ["The cat"]
+    before = model.usage.tokens
+    assert model.generate(prompts, 12) == [reference(folder, one, 12) for one in prompts]
+    shared = len(model.tokenizer(start)["input_ids"])
+    alone = sum(len(model.tokenizer(one)["input_ids"]) for one in prompts)
+    assert model.usage.tokens - before < alone - 4 * shared + 12 * len(prompts)
+
+
+def test_a_text_that_the_limit_ends_says_so(stories: Path) -> None:
+    model = graft.models.load(str(stories))
+    (cut,) = model.write(["Once upon a time"], 3)
+    (whole,) = model.write(["Once upon a time"], 60, stop=["."])
+    assert (cut.whole, whole.whole) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_t5"])
+def test_a_drawn_text_depends_on_its_own_seed_alone(request: pytest.FixtureRequest, name: str) -> None:
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    prompts = ["The cat", "Once upon a time there was", "The cat"]
+    together = model.write(prompts, 8, sampling=Sampling(1.0, [5, 6, 7]))
+    alone = [
+        model.write([one], 8, sampling=Sampling(1.0, [seed]))[0] for one, seed in zip(prompts, [5, 6, 7], strict=True)
+    ]
+    assert together == alone
+    assert together[0] != together[2]
+    assert [one.text for one in model.write(prompts, 8, sampling=Sampling(1e-6, [5, 6, 7]))] == model.generate(
+        prompts, 8
+    )
+
+
+def test_texts_are_drawn_by_their_probability(tiny_llama: Path) -> None:
+    model = graft.models.load(str(tiny_llama))
+    prompt, count = "The cat", 600
+    drawn = model.write([prompt] * count, 1, sampling=Sampling(0.7, list(range(count))))
+    ids = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = (model.network(ids).logits[0, -1] / 0.7).softmax(-1).numpy()
+    texts = [model.tokenizer.decode([token]) for token in range(len(expected))]
+    best = int(expected.argmax())
+    share = sum(one.text == texts[best] for one in drawn) / count
+    wanted = sum(p for text, p in zip(texts, expected, strict=False) if text == texts[best])
+    assert abs(share - wanted) < 4 * (wanted * (1 - wanted) / count) ** 0.5 + 1e-3

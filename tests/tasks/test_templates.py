@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.errors import DataError, SpecError
-from graft.tasks.templates import TEMPLATES, render, template_for
+from graft.tasks.templates import TEMPLATES, answer_in, concluding, render, template_for
 
 SHOTS = [{"text": "free money", "target": "spam"}, {"text": "see you at five", "target": "ham"}]
 ASKED = {"text": "call now", "target": "must not be read"}
@@ -139,3 +139,48 @@ def test_the_digest_is_of_the_text() -> None:
     label, output = (template_for("default", ("text",), "text", generation=g) for g in (False, True))
     inline = template_for("Input: {text}\nLabel: {target}", ("text",), "text", generation=False)
     assert label.sha == inline.sha != output.sha
+
+
+WHY_SHOTS = [{"text": "free money", "target": "spam", "rationale": "Nobody gives money away."}]
+
+
+def test_reasons_end_with_the_answer() -> None:
+    template = template_for("default", ("text",), "text", generation=False)
+    prompt = render(template, ASKED, WHY_SHOTS, "Say why.", reasons=True)
+    assert prompt == (
+        "Say why.\n\nInput: free money\nExplanation: Nobody gives money away. The answer is spam.\n\n"
+        "Input: call now\nExplanation:"
+    )
+    written = " Who calls? The answer is ham."
+    assert concluding(prompt, written, chat=False) == prompt + " Who calls? The answer is"
+    assert concluding(prompt, "", chat=False) == prompt + " The answer is"
+    assert answer_in(written) == "ham"
+    assert answer_in("It is 3. The answer is 4. No: The answer is 3.5.") == "3.5"
+    assert answer_in("I do not know") is None
+    assert answer_in("The answer is .") is None
+
+
+def test_a_rationale_stands_before_what_the_target_follows() -> None:
+    template = template_for("default", ("text",), "text", generation=False)
+    assert render(template, ASKED, rationale="Who calls?") == "Input: call now\nExplanation: Who calls?\nLabel:"
+    inline = template_for("{text} is {target}", ("text",), "text", generation=False)
+    assert render(inline, ASKED, rationale="Who calls?") == "call now is\nExplanation: Who calls?\nAnswer:"
+    several = template_for("default", ("title", "text"), "text", generation=True)
+    row = {"title": "a\nb", "text": "c"}
+    assert render(several, row, rationale="d") == "title: a\nb\ntext: c\nExplanation: d\nOutput:"
+
+
+def test_reasons_in_a_chat_are_the_assistants_own() -> None:
+    template = template_for("default", ("text",), "text", generation=False)
+    prompt = render(template, ASKED, WHY_SHOTS, None, transcript, reasons=True)
+    assert prompt == (
+        "<user>Input: free money\nExplanation:<assistant>Nobody gives money away. The answer is spam."
+        "<user>Input: call now\nExplanation:<assistant>"
+    )
+    assert concluding(prompt, "Who calls?", chat=True) == prompt + "Who calls? The answer is"
+
+
+def test_a_conversation_is_followed_by_its_rationale() -> None:
+    template = template_for("default", ("talk",), "messages", generation=True)
+    prompt = render(template, {"talk": CONVERSATION}, chat=transcript, rationale="It hums.")
+    assert prompt.endswith("<user>Is it on?\n\nExplanation: It hums.<assistant>")

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from graft.errors import ModelError
-from graft.models.model import Kind, Model
+from graft.models.model import Kind, Model, Sampling, Written
 from graft.spec import ModelSource
 
 TIMEOUT_SECONDS = 120.0
@@ -54,10 +54,23 @@ class Endpoint(Model):
         super().__init__(source, mark)
         self.url, self.model = address(source.source)
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, stop: Sequence[str] = ()) -> list[str]:
-        """Text from the server, several requests at a time, in the order of the prompts."""
+    def write(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Written]:
+        """Texts from the server, several requests at a time, in the order of the prompts."""
+        seeds = sampling.seeds if sampling else [None] * len(prompts)
+        drawn = {} if sampling is None else {"temperature": sampling.temperature}
         with ThreadPoolExecutor(THREADS) as pool:
-            pending = [pool.submit(self._ask, prompt, max_new_tokens, stop) for prompt in prompts]
+            pending = [
+                pool.submit(
+                    self._ask, prompt, max_new_tokens, stop, {**drawn, **({} if seed is None else {"seed": seed})}
+                )
+                for prompt, seed in zip(prompts, seeds, strict=True)
+            ]
             try:
                 return [future.result() for future in pending]
             except BaseException:
@@ -65,10 +78,10 @@ class Endpoint(Model):
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _ask(self, prompt: str, max_new_tokens: int, stop: Sequence[str]) -> str:
+    def _ask(self, prompt: str, max_new_tokens: int, stop: Sequence[str], drawn: dict[str, Any]) -> Written:
         chat = self.source.variant == "instruct"
         question = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-        body = {"model": self.model, "max_tokens": max_new_tokens, "temperature": 0, **question}
+        body = {"model": self.model, "max_tokens": max_new_tokens, "temperature": 0, **drawn, **question}
         if stop:
             body["stop"] = list(stop[:STOPS_ON_THE_WIRE])
         place = f"{self.url}/{'chat/completions' if chat else 'completions'}"
@@ -76,13 +89,15 @@ class Endpoint(Model):
         try:
             choice = answer["choices"][0]
             text = choice["message"]["content"] if chat else choice["text"]
+            whole = choice.get("finish_reason") != "length"
             tokens = int((answer.get("usage") or {}).get("total_tokens") or 0)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise ModelError(f"{place}: the answer holds no text ({json.dumps(answer)[:160]})") from error
         with self.lock:
             self.usage.add(tokens, 1)
         text = text or ""
-        return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+        ends = [at for at in map(text.find, stop) if at >= 0]
+        return Written(text[: min(ends, default=len(text))], whole or bool(ends))
 
 
 def address(source: str) -> tuple[str, str]:

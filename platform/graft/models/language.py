@@ -23,7 +23,7 @@ from graft.errors import ModelError
 from graft.models import prefixes
 from graft.models.batching import LOGITS_PER_BATCH, batches, padded, token_log_probabilities
 from graft.models.local import LocalModel, accepted
-from graft.models.model import Candidates, Kind
+from graft.models.model import Candidates, Kind, Sampling, Written
 from graft.models.objective import NO_TARGET, batch_of, logits_at
 from graft.models.writing import write
 
@@ -97,13 +97,21 @@ class CausalModel(LocalModel):
             lengths = [[len(tokens) for tokens in one.continuations] for one in questions]
             return scores / lengths if normalize else scores
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, stop: Sequence[str] = ()) -> list[str]:
-        """Greedy continuations, without the prompt."""
+    def write(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Written]:
+        """Continuations, without the prompt."""
         with self.lock, torch.inference_mode():
             rows = self._rows(prompts)
             needs = [len(row) + max_new_tokens for row in rows]
             self._check_fits(needs, "prompt with max_new_tokens", lambda: TOO_LONG)
-            return write(self, rows, max_new_tokens, stop, lambda batch: self.beside([prompts[row] for row in batch]))
+            return write(
+                self, rows, max_new_tokens, stop, sampling, lambda batch: self.beside([prompts[row] for row in batch])
+            )
 
     def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Tokens of each prompt and of its target, divided where `score` divides them for this candidate alone."""
@@ -154,14 +162,14 @@ class CausalModel(LocalModel):
     def _score_group(self, questions: list[Question], group: prefixes.Group, scores: NDArray[np.float64]) -> None:
         """Score prompts that begin alike; fills their rows of `scores`."""
         start = group.shared_tokens
-        beginning = self._beginning(questions[group.members[0]].context[:start])
+        beginning = self.beginning(questions[group.members[0]].context[:start])
         lengths = [len(questions[index].context) for index in group.members]
         limit = max(1, LOGITS_PER_BATCH // self._vocabulary)
         for batch in batches(lengths, CACHED_TOKENS_PER_BATCH, limit):
             members = [group.members[position] for position in batch]
             scores[members] = self._score_batch([questions[index] for index in members], beginning, start)
 
-    def _beginning(self, tokens: list[int]) -> Any:
+    def beginning(self, tokens: list[int]) -> Any:
         """The keys and values of a prefix; computed only as far as none that is kept already knows it."""
         cache, known = self.prefixes.nearest(tokens)
         cache = cache or _empty(self.config)

@@ -37,6 +37,28 @@ class Usage:
         self.forward_passes += forward_passes
 
 
+@dataclass(frozen=True)
+class Written:
+    """A text that a model wrote."""
+
+    text: str
+    whole: bool
+    """False where the limit of tokens ended it."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Texts drawn by their probability instead of the most likely ones.
+
+    A prompt's draw depends on its own seed alone, whatever is written beside it.
+    """
+
+    temperature: float
+    """Divides the logits."""
+    seeds: Sequence[int]
+    """One per prompt."""
+
+
 class Model:
     """A frozen model's handle.
 
@@ -135,6 +157,16 @@ class Model:
         Raises:
             ModelError: a prompt leaves no room in the context, or this kind of model writes no text.
         """
+        return [one.text for one in self.write(prompts, max_new_tokens, stop)]
+
+    def write(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Written]:
+        """As `generate`, and whether each text came to its end; `sampling` draws texts instead."""
         self._cannot(*WRITING)
 
     def excess(

@@ -16,7 +16,7 @@ from graft.errors import ModelError
 from graft.models.batching import LOGITS_PER_BATCH, batches, padded, token_log_probabilities
 from graft.models.language import TOO_LONG, aligned, leading_ids
 from graft.models.local import LocalModel, accepted
-from graft.models.model import Candidates, Kind
+from graft.models.model import Candidates, Kind, Sampling, Written
 from graft.models.writing import write
 
 
@@ -60,12 +60,18 @@ class Seq2SeqModel(LocalModel):
             lengths = [[len(tokens) for tokens in several] for several in answers]
             return scores / lengths if normalize else scores
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, stop: Sequence[str] = ()) -> list[str]:
-        """Greedy answers."""
+    def write(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Written]:
+        """Answers."""
         with self.lock, torch.inference_mode():
             rows = self._prompts(prompts)
             self._check_fits([max_new_tokens for _ in rows], "answer", lambda: "set method.max_new_tokens to less")
-            return write(self, rows, max_new_tokens, stop)
+            return write(self, rows, max_new_tokens, stop, sampling)
 
     def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Tokens of each prompt, which the encoder reads, and of its target, which the decoder writes."""

@@ -1,4 +1,4 @@
-"""Greedy text from transformers' own `generate`, the same for causal and encoder-decoder models."""
+"""Text from transformers' own `generate`, greedy or drawn, the same for causal and encoder-decoder models."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from graft.models import prefixes
 from graft.models.batching import batches, padded
+from graft.models.model import Sampling, Written
 
 if TYPE_CHECKING:
     from graft.models.local import LocalModel
 
 TOKENS_PER_BATCH = 32768
+MIN_ALIKE = 4
+"""Rows for which a common beginning is worth a group of their own: small batches are slow."""
+
+Beside = Callable[[Sequence[int]], dict[str, Any]]
+"""Rows to what else the network takes with them."""
 
 
 def write(
@@ -21,54 +28,113 @@ def write(
     rows: Sequence[list[int]],
     max_new_tokens: int,
     stop: Sequence[str],
-    beside: Callable[[Sequence[int]], dict[str, Any]] = lambda _batch: {},
-) -> list[str]:
-    """The most likely continuation of each row of tokens, cut before the first stop string.
+    sampling: Sampling | None = None,
+    beside: Beside = lambda _batch: {},
+) -> list[Written]:
+    """A continuation of each row of tokens, cut before the first stop string.
+
+    Rows of similar length are written together; what many of them begin with is computed once.
 
     Args:
         model: a causal or encoder-decoder model; its usage is counted.
         rows: tokens of each prompt, none empty.
         max_new_tokens: upper limit of what is written.
         stop: where a text ends.
+        sampling: draw them; None writes the most likely ones.
         beside: what else the network takes with these rows.
     """
+    found: list[Any] = [None] * len(rows)
+    for group in _alike(model, rows):
+        shared = group.shared_tokens
+        lengths = [len(rows[index]) - shared for index in group.members]
+        beginning = model.beginning(rows[group.members[0]][:shared]) if shared else None
+        for batch in _batches(model, lengths, shared + max_new_tokens):
+            members = [group.members[position] for position in batch]
+            written = _write_batch(
+                model, [rows[row] for row in members], (beginning, shared), max_new_tokens, stop,
+                None if sampling is None else Gumbel(sampling.temperature, [sampling.seeds[row] for row in members]),
+                beside(members),
+            )  # fmt: skip
+            for row, one in zip(members, written, strict=True):
+                found[row] = one
+    return found
+
+
+def _write_batch(
+    model: "LocalModel",
+    prompts: list[list[int]],
+    beginning: tuple[Any, int],
+    max_new_tokens: int,
+    stop: Sequence[str],
+    drawing: "Gumbel | None",
+    beside: dict[str, Any],
+) -> list[Written]:
     causal = model.kind == "causal"
     end = model.network.generation_config.eos_token_id
-    texts = [""] * len(rows)
-    for batch in _batches(model, [len(row) for row in rows], max_new_tokens):
-        # Decoders write after the last token, so padding comes first; an encoder does not mind.
-        prompts = [rows[index] for index in batch]
-        ids, mask = padded(prompts, model.network.device, left=causal)
-        starts = [] if causal else model.decoder_start
-        width = ids.shape[1] if causal else len(starts)
-        # One start token is what `generate` begins with by itself.
-        begun = {"decoder_input_ids": ids.new_tensor([starts] * len(batch))} if len(starts) > 1 else {}
-        ended = _Ended(model.tokenizer, width, stop)
-        output = model.network.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            stopping_criteria=[ended] if stop else [],
-            **begun,
-            **beside(batch.tolist()),
-        )
-        for index, prompt, written in zip(batch, prompts, output[:, width:].tolist(), strict=True):
-            new = _until_end(written, end)
-            model.usage.add(len(prompt) + max(0, len(new) - 1), max(1, len(new)))
-            text = completion(model.tokenizer, prompt if causal else [], new)
-            texts[index] = text[: _first(text, stop)]
-    return texts
+    cache, shared = beginning
+    # Decoders write after the last token, so padding comes first; an encoder does not mind.
+    ids, mask = padded([prompt[shared:] for prompt in prompts], model.network.device, left=causal)
+    given = dict(beside)
+    if shared:
+        ids = torch.cat([ids.new_tensor([prompt[:shared] for prompt in prompts]), ids], 1)
+        mask = torch.cat([mask.new_ones(len(prompts), shared), mask], 1)
+        given["past_key_values"] = prefixes.picked(cache, ids.new_zeros(len(prompts)))
+    starts = [] if causal else model.decoder_start
+    width = ids.shape[1] if causal else len(starts)
+    if len(starts) > 1:  # one start token is what `generate` begins with by itself
+        given["decoder_input_ids"] = ids.new_tensor([starts] * len(prompts))
+    output = model.network.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        stopping_criteria=[_Ended(model.tokenizer, width, stop)] if stop else [],
+        logits_processor=[drawing] if drawing else [],
+        **given,
+    )
+    found = []
+    for prompt, written in zip(prompts, output[:, width:].tolist(), strict=True):
+        new = _until_end(written, end)
+        model.usage.add(len(prompt) - shared + max(0, len(new) - 1), max(1, len(new)))
+        text = completion(model.tokenizer, prompt if causal else [], new)
+        until = _first(text, stop)
+        ended = until < len(text) or len(new) < max_new_tokens or new[-1] in _ends(end)
+        found.append(Written(text[:until], ended))
+    return found
 
 
-def _batches(model: "LocalModel", lengths: list[int], max_new_tokens: int) -> list[NDArray[np.intp]]:
+class Gumbel:
+    """Turns the most likely token into a drawn one: noise is added to the logits (the Gumbel-max trick).
+
+    Each row has its own stream of noise, so what is drawn does not depend on the batch.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
+        self.temperature = temperature
+        self.streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
+
+    def __call__(self, _ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        noise = np.stack([stream.gumbel(size=logits_BV.shape[1]) for stream in self.streams])
+        return logits_BV.float() / self.temperature + torch.from_numpy(noise).to(logits_BV.device, torch.float32)
+
+
+def _alike(model: "LocalModel", rows: Sequence[list[int]]) -> list[prefixes.Group]:
+    """Rows in groups that begin alike, where a beginning is computed once; small groups are none."""
+    everything = prefixes.Group(list(range(len(rows))), 0)
+    if model.kind != "causal" or len(rows) < 2 or not model.shares_prefixes:
+        return [everything]
+    found = [group for group in prefixes.groups(rows) if group.shared_tokens and len(group.members) >= MIN_ALIKE]
+    grouped = {row for group in found for row in group.members}
+    rest = [row for row in everything.members if row not in grouped]
+    return [*found, prefixes.Group(rest, 0)] if rest else found
+
+
+def _batches(model: "LocalModel", lengths: list[int], more: int) -> list[NDArray[np.intp]]:
     """Rows to write for together: of one length where there must be no padding."""
     groups = [np.arange(len(lengths))]
     if not model.plain:
         groups = [np.flatnonzero(np.array(lengths) == length) for length in sorted(set(lengths))]
     return [
-        group[batch]
-        for group in groups
-        for batch in batches([lengths[row] + max_new_tokens for row in group], TOKENS_PER_BATCH)
+        group[batch] for group in groups for batch in batches([lengths[row] + more for row in group], TOKENS_PER_BATCH)
     ]
 
 
@@ -119,9 +185,13 @@ class _Ended:
         return torch.tensor(ended, device=ids_BT.device)
 
 
+def _ends(end: Any) -> set[int]:
+    return set(end) if isinstance(end, list) else {end}
+
+
 def _until_end(tokens: list[int], end: Any) -> list[int]:
     """Up to and with the first end token; what follows is padding."""
-    ends = set(end) if isinstance(end, list) else {end}
+    ends = _ends(end)
     for index, token in enumerate(tokens):
         if token in ends:
             return tokens[: index + 1]

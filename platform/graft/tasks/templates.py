@@ -3,6 +3,8 @@ r"""How a row becomes a prompt: templates, and `render`, the only place where th
     template   "Input: {text}\nLabel: {target}"
     render     instruction ⏎⏎ demonstration with its target ⏎⏎ ... ⏎⏎ "Input: what is asked\nLabel:"
     candidate  " ham"
+    reasons    ... ⏎⏎ "Input: shown\nExplanation: why. The answer is ham." ⏎⏎ "Input: what is asked\nExplanation:"
+    rationale  "Input: what is asked\nExplanation: why. The answer is ham.\nLabel:"
 
 A prompt followed by a candidate is exactly what a demonstration with that target looks like: the spaces before
 `{target}` belong to the candidate, because that is where tokenizers put them. Rows are plain dicts.
@@ -41,6 +43,11 @@ TEMPLATES = {
 }
 """The templates that a spec may name; anything with a `{field}` in it is an inline template."""
 
+WHY = "Explanation:"
+"""Stands before a rationale."""
+THEREFORE = "The answer is"
+"""Ends a rationale and begins its answer (Wei et al. 2022, arXiv:2201.11903)."""
+
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
@@ -70,6 +77,12 @@ class Template:
         """The template filled in up to where the target begins, without the spaces before it."""
         return "".join(self._value(row, part) if field else part for field, part in self._head)
 
+    def explained(self, row: Row, rationale: str | None) -> str:
+        """As `query`, with a rationale before the words that the target follows; None asks for one."""
+        query = self.query(row)
+        body, line, cue = query.rpartition("\n") if self._has_cue else (query, "\n", "Answer:")
+        return f"{body}\n{WHY}" if rationale is None else f"{body}\n{WHY} {rationale}{line}{cue}"
+
     def span(self, row: Row) -> tuple[int, int]:
         """Where in `query(row)` the row's own words lie: first character, and the one after the last."""
         lengths = [len(self._value(row, part) if field else part) for field, part in self._head]
@@ -96,6 +109,11 @@ class Template:
         if head and not head[-1][0]:
             head[-1] = (False, head[-1][1].rstrip(" "))
         return head
+
+    @property
+    def _has_cue(self) -> bool:
+        """Whether the target follows words that stand on a line of their own."""
+        return bool(self._head) and not self._head[-1][0] and "\n" in self._head[-1][1]
 
     def _value(self, row: Row, name: str) -> str:
         if self.kind == "messages":
@@ -139,40 +157,86 @@ def render(
     demonstrations: Iterable[Row] = (),
     instruction: str | None = None,
     chat: Chat | None = None,
+    *,
+    rationale: str | None = None,
+    reasons: bool = False,
 ) -> str:
     """The prompt for one row: everything a model reads before it answers.
 
     Args:
         template: the task's template.
         row: the row that is asked about; its target is not read.
-        demonstrations: rows with a `target`, in the order in which they are shown.
+        demonstrations: rows with a `target` (with `reasons` also a `rationale`), in the order in which they are shown.
         instruction: a text that comes first; with `chat` it is (in front of) the system message.
         chat: formats messages as a model's own chat; None writes plain text, blocks divided by blank lines.
+        rationale: what is shown beside the row's input.
+        reasons: ask for a rationale, which ends with the answer, instead of the answer.
     """
     if chat is not None:
-        return chat(_conversation(template, row, demonstrations, instruction))
-    shown = [template.query(shot) + template.candidate(shot["target"]) for shot in demonstrations]
-    return "\n\n".join([*([instruction] if instruction else []), *shown, template.query(row)])
+        return chat(_conversation(template, row, rationale, demonstrations, instruction, reasons))
+    asked = _asked(template, row, rationale, reasons)
+    shown = [_asked(template, shot, None, reasons) + _answer(template, shot, reasons) for shot in demonstrations]
+    return "\n\n".join([*([instruction] if instruction else []), *shown, asked])
+
+
+def concluding(prompt: str, rationale: str, chat: bool) -> str:
+    """The prompt after which the answer follows what a model has written of its reasons.
+
+    Args:
+        prompt: which asked for them (`render` with `reasons`).
+        rationale: what was written.
+        chat: whether that began a turn.
+    """
+    before, found, _ = rationale.rpartition(THEREFORE)
+    words = " ".join(filter(None, ((before if found else rationale).strip(), THEREFORE)))
+    return prompt + words if chat else f"{prompt} {words}"
+
+
+def answer_in(rationale: str) -> str | None:
+    """The answer that a rationale ends with; None where it states none."""
+    _, found, answer = rationale.rpartition(THEREFORE)
+    answer = answer.strip().removesuffix(".").strip()
+    return answer if found and answer else None
+
+
+def _asked(template: Template, row: Row, rationale: str | None, reasons: bool) -> str:
+    return template.explained(row, rationale) if reasons or rationale else template.query(row)
+
+
+def _answer(template: Template, shot: Row, reasons: bool, chat: bool = False) -> str:
+    """What follows a demonstration's question."""
+    if not reasons:
+        return template.candidate(shot["target"], chat)
+    return f"{'' if chat else ' '}{shot['rationale'].strip()} {THEREFORE} {shot['target']}."
 
 
 def _conversation(
-    template: Template, row: Row, demonstrations: Iterable[Row], instruction: str | None
+    template: Template,
+    row: Row,
+    rationale: str | None,
+    demonstrations: Iterable[Row],
+    instruction: str | None,
+    reasons: bool,
 ) -> list[Message]:
     turns: list[Message] = []
     for shot in demonstrations:
-        turns += [*_turns(template, shot), {"role": "assistant", "content": shot["target"]}]
-    turns += _turns(template, row)
+        turns += _turns(template, shot, None, reasons)
+        turns.append({"role": "assistant", "content": _answer(template, shot, reasons, chat=True)})
+    turns += _turns(template, row, rationale, reasons)
     # A conversation has one system message, at its head: the instruction, then what the row's own one says.
     own = [message["content"] for message in _messages(template, row) if message["role"] == "system"]
     system = "\n\n".join([*([instruction] if instruction else []), *own])
     return [*([{"role": "system", "content": system}] if system else []), *turns]
 
 
-def _turns(template: Template, row: Row) -> list[Message]:
+def _turns(template: Template, row: Row, rationale: str | None, reasons: bool) -> list[Message]:
     """What is asked about a row: its own messages, or one message with the filled-in template."""
-    if template.kind == "messages":
-        return [message for message in _messages(template, row) if message["role"] != "system"]
-    return [{"role": "user", "content": template.query(row)}]
+    if template.kind != "messages":
+        return [{"role": "user", "content": _asked(template, row, rationale, reasons)}]
+    turns = [message for message in _messages(template, row) if message["role"] != "system"]
+    if rationale and turns:
+        turns[-1] = {**turns[-1], "content": f"{turns[-1]['content']}\n\n{WHY} {rationale}"}
+    return turns
 
 
 def _messages(template: Template, row: Row) -> list[Message]:
