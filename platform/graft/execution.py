@@ -60,6 +60,8 @@ def run_node(
         node.check(read)
         columns = computed(node, read)
     for name in columns.column_names:
+        # What the task itself says in a column of that name was for fitting: no node reads it from there.
+        rows = rows.drop_columns([name]) if name in rows.column_names else rows
         rows = rows.append_column(columns.schema.field(name), columns[name])
     return rows
 
@@ -100,6 +102,7 @@ def _stored(node: "Node", rows: pa.Table, store: ColumnStore, progress: Progress
             take_in([wanted[position] for position in found], columns)
 
     read_store()
+    store.count(node.tally, calls=len(missing), reads=len(place))
     if missing:
         node.check(rows.take(list(missing.values())))
     if pool is not None and len(missing) > pool.min_rows:

@@ -123,6 +123,8 @@ class Node(ABC):
     """True: `run` depends on `fingerprint()` and the row alone, and costs more than reading it back."""
     version = 1
     """Raise it when `run` changes what it gives: part of the fingerprint, so that nothing stale is read."""
+    tally = ""
+    """Under what a run's record counts the rows computed and those read from the store; "" counts neither."""
     chunk_rows = 512
     """Rows computed between two writes to the store: what a kill can lose."""
 
@@ -316,6 +318,17 @@ class Graph:
         for node in self.nodes:
             rows = run_node(node, rows, store, progress, pool)
         return rows
+
+    def frozen(self) -> tuple[Node, ...]:
+        """The nodes before the first that is fitted, up to the last storable one: what they give, runs share."""
+        found: list[Node] = []
+        for node in self.nodes:
+            if type(node).fit is not Node.fit:
+                break
+            found.append(node)
+        while found and not found[-1].storable:
+            found.pop()
+        return tuple(found)
 
     def __repr__(self) -> str:
         return self.describe()

@@ -27,7 +27,7 @@ from pyarrow import fs
 from graft import hashing, runs
 from graft.arrays import score_matrix
 from graft.errors import GraftError, StoreError
-from graft.execution import Pool, Progress, no_progress, peak_memory_bytes
+from graft.execution import Pool, Progress, no_progress, peak_memory_bytes, run_node
 from graft.graph import Context, Graph, Node, Trains
 from graft.methods.answering import Answer
 from graft.models import recipes
@@ -127,14 +127,14 @@ def carry_out(
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
         began = time.perf_counter()
         before = costs(planned.models, store)
-        _check_answers(planned)
+        _check_answers(planned, store, progress, pool)
         train = _Train(planned.experiment, files, folder, progress, together)
         context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train)
         graph = planned.graph.fit(planned.examples, context)
         test = planned.dataset.test
-        answers = graph.run(test.select(["id", *planned.dataset.inputs]), store, progress, pool)
+        answers = graph.run(test.select(["id", *graph.inputs]), store, progress, pool)
         for column in ("target", "group"):
-            if column in test.column_names:
+            if column in test.column_names and column not in graph.inputs:
                 answers = answers.append_column(column, test[column])
         answers = with_target_probabilities(answers, graph.nodes[-1], planned.dataset.labels)
         spent = _difference(costs(planned.models, store), before)
@@ -192,16 +192,21 @@ class _Train:
         return trained.weights
 
 
-def _check_answers(planned: Plan) -> None:
+def _check_answers(planned: Plan, store: ColumnStore | None, progress: Progress, pool: Pool | None) -> None:
     """What cannot be answered fails now, not after training.
 
     Raises:
-        ModelError: a test row does not fit the model.
+        ModelError: a test row does not fit a model.
     """
-    node = planned.graph.nodes[-1]
-    test, labels = planned.dataset.test, planned.dataset.labels or ()
-    if hasattr(node, "build") and isinstance(node, Answer) and set(node.reads) <= set(test.column_names):
-        dataclasses.replace(node, labels=labels).check(test)
+    graph, test = planned.graph, planned.dataset.test
+    node = graph.nodes[-1]
+    if not (hasattr(node, "build") and isinstance(node, Answer)):
+        return
+    rows = test
+    for frozen in graph.frozen():
+        rows = run_node(frozen, rows, store, progress, pool)
+    if set(node.reads) <= set(rows.column_names):
+        dataclasses.replace(node, labels=planned.dataset.labels or ()).check(rows)
 
 
 def _together(planned: Plan, storage: str | Path, address: str | None) -> "Together | None":
@@ -252,7 +257,7 @@ def with_target_probabilities(answers: pa.Table, node: Node, labels: tuple[str, 
 def predictions(answers: pa.Table, inputs: Sequence[str]) -> pa.Table:
     """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between."""
     wanted = ["id", *inputs, "group", "target", "prediction", "scores", "rationale", "demonstrations"]
-    wanted += ["target_log_probability", "target_tokens"]
+    wanted += ["rationale_whole", "target_log_probability", "target_tokens"]
     kept = answers.select([column for column in wanted if column in answers.column_names])
     return kept.add_column(1, "split", pa.array(["test"] * answers.num_rows))
 
@@ -270,11 +275,16 @@ def _record(
         device=next((str(handle.device) for handle in handles.values()), "cpu"),
         seconds=seconds,
         texts_cut=sum(int(np.count_nonzero(answers[name])) for name in cut),
+        rationales_cut=_count_false(answers, "rationale_whole"),
         peak_memory_bytes=max(peak, peak_memory_bytes()),
         parameters_trainable=trained,
         parameters_total=added + sum(handle.parameters for handle in handles.values()),
         **costs,
     )
+
+
+def _count_false(answers: pa.Table, name: str) -> int:
+    return answers.num_rows - sum(answers[name].to_pylist()) if name in answers.column_names else 0
 
 
 def failure(planned: Plan, error: str) -> Record:
@@ -322,6 +332,8 @@ def costs(handles: Mapping[str, Any], store: ColumnStore | None) -> dict[str, in
         "tokens": sum(handle.usage.tokens for handle in distinct),
         "forward_passes": sum(handle.usage.forward_passes for handle in distinct),
         "store_reads": store.reads if store else 0,
+        "teacher_calls": store.tallies["teacher_calls"] if store else 0,
+        "teacher_reads": store.tallies["teacher_reads"] if store else 0,
     }
 
 

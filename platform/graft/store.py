@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -92,6 +92,8 @@ class ColumnStore:
         self.files = files
         self.limit_bytes = limit_bytes
         self.reads = 0
+        self.tallies: Counter[str] = Counter()
+        """Distinct rows by what they are counted as: NAME_calls were computed, NAME_reads were there."""
         self.corrupt = 0
         self.seconds_saved = 0.0
         self.refused = False
@@ -134,6 +136,11 @@ class ColumnStore:
             if counted:
                 self._record(fingerprint, len(rows), float(np.concatenate(column.seconds)[rows].sum()))
             return positions, found.replace_schema_metadata(None)
+
+    def count(self, tally: str, calls: int, reads: int) -> None:
+        """Count rows of a node that has a name for them."""
+        if tally:
+            self.tallies.update({f"{tally}_calls": calls, f"{tally}_reads": reads})
 
     def append(
         self, fingerprint: str, keys: Sequence[bytes], columns: pa.Table, seconds: float, about: str = ""

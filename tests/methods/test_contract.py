@@ -72,7 +72,10 @@ CALM: dict[str, dict[str, Any]] = {
     "calm-prompt": {"name": "calm", "connections": [[2, 1]], "mode": "prompt", "keep_states": True},
     "calm-context": {"name": "calm", "connections": [[2, 1]], "mode": "context", "rank": 4, "prenorm": False},
 }
-LEARNED = {**TUNED, **CALM}
+FIAT: dict[str, dict[str, Any]] = {
+    "fiat": {"name": "fiat", "exemplars": 0, "max_rationale_tokens": 4, "adapter": {"peft_type": "LORA", "r": 4}}
+}
+LEARNED = {**TUNED, **CALM, **FIAT}
 METHODS = {**LEARNED, "icl": {"name": "icl", "num_shots": 2}, "probe": {"name": "probe"}}
 
 MARKS = {
@@ -88,6 +91,7 @@ MARKS = {
     "instruct": ("",),
     "distill": ("lora_",),
     **dict.fromkeys(CALM, ("bridges.",)),
+    "fiat": ("lora_",),
 }
 """What the names of trained parameters hold; no frozen one's does."""
 

@@ -26,7 +26,7 @@ LABELS = ("cold", "warm")
 WORDS = {"cold": ["ice", "snow", "frost", "winter"], "warm": ["sun", "summer", "hot", "beach"]}
 REASON = {"cold": "it freezes", "warm": "it shines"}
 
-ROLES = ("base", "encoder", "anchor", "augmenting")
+ROLES = ("base", "encoder", "anchor", "augmenting", "teacher", "student")
 """One model in all of them: an anchor hears itself."""
 SETTINGS = {
     "max_steps": 8,

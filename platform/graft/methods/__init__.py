@@ -11,6 +11,7 @@ METHODS = {
     "adapter": "graft.methods.adapter:Adapter",
     "instruct": "graft.methods.instruct:Instruct",
     "distill": "graft.methods.distill:Distill",
+    "fiat": "graft.methods.fiat:Fiat",
     "calm": "graft.methods.calm:Calm",
 }
 """Name to `"module:Class"`; the class is the method's section of a spec and builds its graph."""

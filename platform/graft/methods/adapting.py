@@ -71,6 +71,22 @@ def put_in(model: Any, adapter: Mapping[str, Any], seed: int, weights: Weights |
     return adapted
 
 
+def merges(adapter: Mapping[str, Any], model: Any) -> bool:
+    """Whether an adapter can become part of the weights, so that it costs nothing when the model answers."""
+    return adapter.get("peft_type") == "LORA" and model.source.quantization is None
+
+
+def merged(model: Any, adapter: Mapping[str, Any], seed: int, weights: Weights) -> nn.Module:
+    """The network with a trained adapter added to its weights; the frozen model keeps its own."""
+    adapted = put_in(model, adapter, seed, weights)
+    for module in adapted.module.modules():
+        if isinstance(layer := getattr(module, "base_layer", None), nn.Module):
+            for name, weight in list(layer.named_parameters(recurse=False)):
+                setattr(layer, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+    network: nn.Module = adapted.module.merge_and_unload().eval().requires_grad_(False)
+    return network
+
+
 WRAPPINGS = {"base_layer", "base_model", "default", "ln_tuning_layers", "modules_to_save", "original_module"}
 """Parts of a parameter's name that come from what PEFT puts around modules."""
 

@@ -20,7 +20,7 @@ from graft.errors import SpecError
 from graft.execution import run_node
 from graft.graph import Context, Graph
 from graft.methods.answering import asking
-from graft.methods.explain import Explain
+from graft.methods.explain import REASON, Explain
 from graft.methods.learning import Pair
 from graft.methods.tuning import AnyAdapter, Tuned, Tuning, mapping_of
 from graft.spec import Task
@@ -40,7 +40,7 @@ class Distill(Tuning):
     """Weight of the rationale loss; the label loss has weight 1."""
     adapter: AnyAdapter = "full"
     """What is trained: full, PEFT's fields with `peft_type`, or `kind` and `bottleneck`."""
-    reasoning_instruction: str = Field("Explain step by step what the answer is, and why.", max_length=2000)
+    reasoning_instruction: str = Field(REASON, max_length=2000)
     """What the teacher is told, where it writes the rationales."""
     max_rationale_tokens: int = Field(128, ge=1)
     """Length limit of a rationale that the teacher writes."""
@@ -85,6 +85,9 @@ class Distilled(Tuned):
     alpha: float
     reasoning_instruction: str
     max_rationale_tokens: int
+    exemplars: tuple[dict[str, Any], ...] = ()
+    """Rows with rationales in the teacher's prompt."""
+    per_group: bool = False
 
     @property
     def terms(self) -> tuple[float, ...]:
@@ -93,9 +96,9 @@ class Distilled(Tuned):
 
     def fit(self, rows: pa.Table, context: Context) -> Self:
         """Train on targets and rationales; the fitted node needs no teacher."""
-        if "rationale" not in rows.column_names:
+        if self.teacher is not None:
             rows = run_node(self._explain(), rows, context.store, context.progress, context.pool)
-        return dataclasses.replace(self.learned(rows, context), teacher=None)
+        return dataclasses.replace(self.learned(rows, context), teacher=None, exemplars=())
 
     def _explain(self) -> Explain:
         assert self.teacher is not None  # graph() saw to it
@@ -108,7 +111,9 @@ class Distilled(Tuned):
             instruction=self.reasoning_instruction,
             length_normalize=False,
             max_new_tokens=self.max_rationale_tokens,
-            generation=self.generation,
+            generation=True,
+            exemplars=self.exemplars,
+            per_group=self.per_group,
         )
 
     def _said_first(self) -> str:

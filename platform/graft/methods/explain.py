@@ -1,37 +1,162 @@
-"""The node in which a teacher writes down its reasoning: frozen, so that each rationale is written once.
+"""The node in which a frozen model writes down its reasoning: each rationale is written once.
 
-text ─► explain ─► rationale
+    text ─► explain ─► rationale ("... The answer is ham.")
+
+It depends on the model, the instruction, the exemplars and the row alone, so the column store holds it for every
+epoch, seed, student and ablation. `samples` draws several rationales per row instead (self-consistency, Wang et al.
+2022, arXiv:2203.11171).
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from graft.methods.answering import Answer
+from graft.errors import DataError, ModelError
+from graft.hashing import row_keys
+from graft.methods.answering import Answer, Row
+from graft.tasks.templates import Template, render
+
+REASON = "Explain step by step what the answer is, and why."
+"""The default instruction."""
+REMOTE_CHUNK_ROWS = 8
+"""Of rows that somebody else's server answers, few may be lost."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explain(Answer):
-    """A rationale for each row, greedy, blind to its target."""
+    """A rationale for each row, blind to its target; greedy, or drawn."""
+
+    role: str = "teacher"
+    """Of the model; what a teacher writes is counted."""
+    exemplars: tuple[dict[str, Any], ...] = ()
+    """Rows with `target` and `rationale`, shown before the question."""
+    per_group: bool = False
+    """Show a row the exemplars of its own group alone."""
+    opening: str = ""
+    """Words that every rationale begins with."""
+    donors: tuple[dict[str, Any], ...] = ()
+    """Rows that are explained in a row's place, by its column `donor`: a control."""
+    samples: int = 1
+    """Rationales of each row; more than one are drawn."""
+    temperature: float = 1.0
+    """Of drawn ones."""
+
+    # What a server says may change, but a rationale is asked for once and is data from then on.
+    storable = True
 
     @property
-    def storable(self) -> bool:  # type: ignore[override]
-        """What a server says may change behind the same address; weights in this process do not."""
-        return not self.model.remote
+    def chunk_rows(self) -> int:  # type: ignore[override]
+        """Rows between two writes to the store."""
+        return REMOTE_CHUNK_ROWS if self.model.remote else Answer.chunk_rows
+
+    @property
+    def tally(self) -> str:  # type: ignore[override]
+        """What its rows are counted as."""
+        return "teacher" if self.role == "teacher" else ""
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The row's input, and its group where that has its own exemplars; or its donor."""
+        if self.donors:
+            return ("donor",)
+        return (*self.inputs, "group") if self.per_group else self.inputs
 
     @property
     def writes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The text, and how much of the input it has not seen."""
-        return ("rationale", "rationale_tokens_cut")
+        """The text, whether the limit left it whole, and how much of the input it has not seen."""
+        return ("rationale" if self.samples == 1 else "rationales", "rationale_whole", "rationale_tokens_cut")
 
     def run(self, rows: pa.Table) -> pa.Table:
         """Texts, up to a blank line where the model is no chat."""
-        prompts = self._prompts(self._template(), rows)
-        texts = self.model.generate(prompts, self.max_new_tokens, stop=() if self._chats else ("\n\n",))
-        cut = pa.array(self._tokens_cut(rows))
-        return pa.table({"rationale": pa.array([text.strip() for text in texts]), "rationale_tokens_cut": cut})
+        explained = self._explained(rows)
+        prompts = self._prompts(self._template(), explained)
+        drawn = [prompt for prompt in prompts for _ in range(self.samples)]
+        written = self.model.write(drawn, self.max_new_tokens, self._stops, self._sampling(explained))
+        texts = [" ".join(filter(None, (self.opening, one.text.strip()))) for one in written]
+        parts = [slice(start, start + self.samples) for start in range(0, len(drawn), self.samples)]
+        columns = [
+            pa.array(texts) if self.samples == 1 else pa.array([texts[part] for part in parts]),
+            pa.array([all(one.whole for one in written[part]) for part in parts]),
+            pa.array(self._tokens_cut(explained)),
+        ]
+        return pa.table(columns, list(self.writes))
 
-    def _excess(self, template: object, prompts: object) -> np.ndarray:
+    def check(self, rows: pa.Table) -> None:
+        """Every prompt with its rationale fits the model's context.
+
+        Raises:
+            ModelError: one does not; names it, and what would fit.
+        """
+        template, rows = self._template(), self._explained(rows)
+        excess = self._excess(template, self._prompts(template, rows))
+        if (excess <= 0).all():
+            return
+        row = rows.slice(int(np.argmax(excess)), 1).to_pylist()[0]
+        shown = len(self._shown(row))
+        raise ModelError(
+            f"the prompt of models.{self.role} for {template.input(row)[:60]!r}... with {shown} exemplars and "
+            f"{self.max_new_tokens} tokens to write is {excess.max()} tokens too long; the context of "
+            f"{self.model.source.source} holds {self.model.context_tokens}; {self._cure(template, rows, shown)}"
+        )
+
+    def prompt(self, template: Template, row: Row) -> str:
+        """What the model reads before it reasons about a row."""
+        return render(template, self._cut(row), self._shown(row), self.instruction, self.model.chat, reasons=True)
+
+    def _cure(self, template: Template, rows: pa.Table, shown: int) -> str:
+        """With how many exemplars everything fits, or how long a text may be."""
+        for count in range(shown - 1, -1, -1):
+            fewer = dataclasses.replace(self, exemplars=self._first(count))
+            excess = fewer._excess(template, fewer._prompts(template, rows))
+            if (excess <= 0).all():
+                return f"with {count} exemplars it fits"
+        lengths = self.model.count_tokens([template.input(row) for row in rows.to_pylist()])
+        longest = int((lengths - excess).min())
+        return f"without any, the longest text that fits has {longest} tokens: set task.max_tokens to that or less"
+
+    def _first(self, count: int) -> tuple[dict[str, Any], ...]:
+        """The first exemplars (of each group)."""
+        if not self.per_group:
+            return self.exemplars[:count]
+        groups = dict.fromkeys(one["group"] for one in self.exemplars)
+        return tuple(one for group in groups for one in [o for o in self.exemplars if o["group"] == group][:count])
+
+    def _prompts(self, template: Template, rows: pa.Table) -> list[str]:
+        begun = self.opening if self._chats else f" {self.opening}".rstrip()
+        return [self.prompt(template, row) + begun for row in rows.to_pylist()]
+
+    def _shown(self, row: Row) -> list[Row]:
+        """The exemplars of a row's prompt."""
+        found = [one for one in self.exemplars if not self.per_group or one["group"] == row["group"]]
+        if self.per_group and not found:
+            known = sorted({one["group"] for one in self.exemplars})
+            raise DataError(f"group {row['group']!r} has no exemplars; there are some for {', '.join(known)}")
+        return [self._cut(one) for one in found]
+
+    def _explained(self, rows: pa.Table) -> pa.Table:
+        """The rows that are explained: these, or their donors."""
+        if not self.donors:
+            return rows
+        known = {one["id"]: one for one in self.donors}
+        return pa.Table.from_pylist([known[donor] for donor in rows["donor"].to_pylist()])
+
+    def _sampling(self, rows: pa.Table) -> Any:
+        """Seeds that follow from what a row says; None for the most likely text."""
+        if self.samples == 1:
+            return None
+        from graft.models.model import Sampling
+
+        keys = [int.from_bytes(key[:8], "little") for key in row_keys(rows.select(self.inputs))]
+        return Sampling(self.temperature, [key + draw for key in keys for draw in range(self.samples)])
+
+    def _excess(self, template: object, prompts: Sequence[str]) -> np.ndarray:
         """Tokens by which each prompt with its rationale is too long."""
         return np.asarray(self.model.excess(prompts, max_new_tokens=self.max_new_tokens))
+
+    @property
+    def _stops(self) -> tuple[str, ...]:
+        """A blank line, where the model is no chat."""
+        return () if self._chats else ("\n\n",)

@@ -1,7 +1,7 @@
 """Text from transformers' own `generate`, greedy or drawn, the same for causal and encoder-decoder models."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from graft.models.batching import batches, padded
 from graft.models.model import Sampling, Written
 
 if TYPE_CHECKING:
+    from graft.models.language import CausalModel
     from graft.models.local import LocalModel
 
 TOKENS_PER_BATCH = 32768
@@ -44,10 +45,11 @@ def write(
         beside: what else the network takes with these rows.
     """
     found: list[Any] = [None] * len(rows)
-    for group in _alike(model, rows):
+    decoder = cast("CausalModel", model)  # where anything is shared
+    for group in _alike(decoder, rows):
         shared = group.shared_tokens
         lengths = [len(rows[index]) - shared for index in group.members]
-        beginning = model.beginning(rows[group.members[0]][:shared]) if shared else None
+        beginning = decoder.beginning(rows[group.members[0]][:shared]) if shared else None
         for batch in _batches(model, lengths, shared + max_new_tokens):
             members = [group.members[position] for position in batch]
             written = _write_batch(
@@ -113,11 +115,12 @@ class Gumbel:
         self.streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
 
     def __call__(self, _ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        """Logits [B, V] of the next token, with noise."""
         noise = np.stack([stream.gumbel(size=logits_BV.shape[1]) for stream in self.streams])
         return logits_BV.float() / self.temperature + torch.from_numpy(noise).to(logits_BV.device, torch.float32)
 
 
-def _alike(model: "LocalModel", rows: Sequence[list[int]]) -> list[prefixes.Group]:
+def _alike(model: "CausalModel", rows: Sequence[list[int]]) -> list[prefixes.Group]:
     """Rows in groups that begin alike, where a beginning is computed once; small groups are none."""
     everything = prefixes.Group(list(range(len(rows))), 0)
     if model.kind != "causal" or len(rows) < 2 or not model.shares_prefixes:

@@ -59,6 +59,7 @@ METRICS = pa.schema(
         ("models", pa.string()),  # JSON, role to {source, fingerprint}
         ("device", pa.string()),
         ("texts_cut", pa.int64()),  # texts longer than task.max_tokens
+        ("rationales_cut", pa.int64()),  # of test rows, by method.max_rationale_tokens
         ("store_reads", pa.int64()),  # rows taken from the column store instead of computed
     ]
 )
@@ -113,6 +114,7 @@ class Record:
     """Role to `{"source": ..., "fingerprint": ...}`."""
     device: str | None = None
     texts_cut: int = 0
+    rationales_cut: int = 0
     store_reads: int = 0
 
     def row(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ worth storing. The trials then find their columns in the store.
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -31,11 +31,11 @@ def compute_shared(
     """
     groups: dict[tuple[str, ...], list[planning.Plan]] = {}
     for plan in plans:
-        if nodes := frozen_beginning(plan.graph.nodes):
+        if nodes := plan.graph.frozen():
             groups.setdefault((plan.dataset.fingerprint, *(node.column() for node in nodes)), []).append(plan)
     costs = []
     for members in groups.values():
-        nodes = frozen_beginning(members[0].graph.nodes)
+        nodes = members[0].graph.frozen()
         try:
             costs.append(_compute(nodes, _rows(members), members[0].models, store, pool, progress))
         except GraftError as error:
@@ -44,22 +44,10 @@ def compute_shared(
     return costs
 
 
-def frozen_beginning(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """The nodes before the first that is fitted, up to the last storable one."""
-    found: list[Node] = []
-    for node in nodes:
-        if type(node).fit is not Node.fit:
-            break
-        found.append(node)
-    while found and not found[-1].storable:
-        found.pop()
-    return tuple(found)
-
-
 def _rows(plans: Sequence[planning.Plan]) -> pa.Table:
     """Every row that the runs put through the graph, once: their examples and the test rows."""
     dataset = plans[0].dataset
-    columns = ["id", *dataset.inputs]
+    columns = ["id", *plans[0].graph.inputs]
     wanted = {row for plan in plans for row in plan.examples["id"].to_pylist()}
     mask = pa.array([row in wanted for row in dataset.train["id"].to_pylist()])
     return pa.concat_tables([dataset.train.filter(mask).select(columns), dataset.test.select(columns)])

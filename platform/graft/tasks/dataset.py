@@ -35,6 +35,12 @@ class Dataset:
     """Rows outside every regime and the test set, kept for exemplars; None where the task has no rationales."""
 
     @functools.cached_property
+    def groups(self) -> frozenset[str]:
+        """Groups of the training and test rows; none where the task has no such column."""
+        tables = [table for table in (self.train, self.test) if "group" in table.column_names]
+        return frozenset(group for table in tables for group in table["group"].unique().to_pylist())
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A digest (32 characters) of every row in order, with its id, and of the labels."""
         tables = [self.train, self.test, *([] if self.pool is None else [self.pool])]

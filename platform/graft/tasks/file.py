@@ -100,6 +100,14 @@ class FileTask(Task):
         rows = self._rows(*_single(self.path, tables))
         return divide(rows, self.inputs, self.kind, self.test_examples, labelled=self.label is not None)
 
+    def rows_of(self, path: str, prefix: str = "") -> pa.Table:
+        """The checked rows of another file with this task's columns; rows without an `id` are numbered.
+
+        Raises:
+            DataError: as `read`.
+        """
+        return self._rows(*_single(path, reading.read_tables(path)), prefix=prefix)
+
     def _given(self, train: tuple[str, Path, pa.Table], test: tuple[str, Path, pa.Table]) -> Dataset:
         """The dataset of rows that the user has split."""
         tables = [self._rows(*train, prefix="train-"), self._rows(*test, prefix="test-")]

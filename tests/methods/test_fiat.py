@@ -1,0 +1,381 @@
+"""Method fiat: what the teacher is shown and asked, once; what the student reads in every mode; wrong input."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from graft import models
+from graft.errors import DataError, GraftError, ModelError, SpecError
+from graft.graph import Graph
+from graft.methods.exemplars import exemplars
+from graft.models.model import Written
+from graft.runner import costs
+from graft.spec import Experiment
+from graft.storage import open_storage
+from graft.store import ColumnStore
+from graft.tasks.dataset import Dataset
+from graft.tasks.file import FileTask
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from trainings import LABELS, REASON, TEST, TRAIN, experiment, fit, rows, scores
+
+GROUPS = ("north", "south")
+
+
+def grouped(table: pa.Table) -> pa.Table:
+    return table.append_column("group", pa.array([GROUPS[place % 2] for place in range(table.num_rows)]))
+
+
+DATA = Dataset(grouped(TRAIN), grouped(rows(6, "b")), ("text",), "text", LABELS, pool=grouped(rows(10, "pool")))
+TASK = FileTask(name="file", path="x.csv", text="text", label="label", group="group")
+
+
+def spec(folder: Path, **method: Any) -> Experiment:
+    settings = method.pop("training", {})
+    fields = {"exemplars": 2, "max_rationale_tokens": 6, "adapter": {"peft_type": "LORA", "r": 4}}
+    return experiment(folder, {"name": "fiat", **fields, **method}, **settings)
+
+
+def graph(folder: Path, data: Dataset = DATA, **method: Any) -> Graph:
+    wanted = spec(folder, **method)
+    handle = models.load(str(folder))
+    assert wanted.method is not None
+    return wanted.method.graph(TASK, data, {"teacher": handle, "student": handle})
+
+
+class TestExemplars:
+    def test_their_seed_alone_draws_them_from_the_pool(self, tiny_llama: Path) -> None:
+        shown = graph(tiny_llama).nodes[0].exemplars
+        assert len(shown) == 2
+        assert {one["id"] for one in shown} <= set(DATA.pool["id"].to_pylist())
+        assert shown == graph(tiny_llama, training={"regime_seed": 3, "seed": 5}).nodes[0].exemplars
+        assert shown != graph(tiny_llama, exemplar_seed=1).nodes[0].exemplars
+        more = graph(tiny_llama, exemplars=4).nodes[0].exemplars
+        assert more[:2] == shown
+
+    def test_the_teacher_is_told_and_shown_them(self, tiny_llama: Path) -> None:
+        explain = graph(tiny_llama, exemplars=1, reasoning_instruction="Say why.").nodes[0]
+        (one,) = explain.exemplars
+        assert explain._prompts(explain._template(), TEST.slice(0, 1)) == [
+            f"Say why.\n\nInput: {one['text']}\nExplanation: {one['rationale']} The answer is {one['target']}.\n\n"
+            f"Input: {TEST['text'][0].as_py()}\nExplanation:"
+        ]
+
+    def test_every_group_may_have_its_own(self, tiny_llama: Path) -> None:
+        made = graph(tiny_llama, exemplars=1, exemplars_per_group=True)
+        explain = made.nodes[0]
+        assert sorted(one["group"] for one in explain.exemplars) == list(GROUPS)
+        assert made.inputs == ("text", "group")
+        for row, prompt in zip(DATA.test.to_pylist(), explain._prompts(explain._template(), DATA.test), strict=True):
+            own, other = (
+                [one for one in explain.exemplars if (one["group"] == row["group"]) is same] for same in (True, False)
+            )
+            assert f"{own[0]['text']}\nExplanation" in prompt
+            assert prompt.count("Explanation:") == 2
+            assert own != other
+
+    def test_a_file_of_them(self, tiny_llama: Path, tmp_path: Path) -> None:
+        path = tmp_path / "mine.jsonl"
+        path.write_text(json.dumps({"text": "lava", "label": "warm", "rationale": "It glows.\n\nIt burns."}) + "\n")
+        (one,) = graph(tiny_llama, exemplars=str(path)).nodes[0].exemplars
+        assert (one["text"], one["target"], one["rationale"]) == ("lava", "warm", "It glows.\nIt burns.")
+
+    @pytest.mark.parametrize(
+        ("row", "named"),
+        [
+            ({"text": "lava", "label": "warm"}, "rationale"),
+            ({"text": "lava", "label": "warm", "rationale": ""}, "nothing in 'rationale'"),
+            ({"text": TEST["text"][0].as_py(), "label": "warm", "rationale": "x"}, "row 1 is a row of the test set"),
+            (
+                {"text": TRAIN["text"][0].as_py(), "label": "warm", "rationale": "x"},
+                "row 1 is a row of the training set",
+            ),
+        ],
+    )
+    def test_wrong_files(self, tiny_llama: Path, tmp_path: Path, row: dict[str, str], named: str) -> None:
+        path = tmp_path / "mine.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        with pytest.raises(DataError, match=named):
+            graph(tiny_llama, exemplars=str(path))
+
+    def test_wrong_wishes(self, tiny_llama: Path) -> None:
+        bare = dataclasses.replace(DATA, pool=None)
+        with pytest.raises(SpecError, match=r"set method\.exemplars to 0"):
+            graph(tiny_llama, bare)
+        assert graph(tiny_llama, bare, exemplars=0).nodes[0].exemplars == ()
+        with pytest.raises(SpecError, match="got 99; the pool has 10 rows"):
+            graph(tiny_llama, exemplars=99)
+        alone = dataclasses.replace(DATA, train=TRAIN, test=TEST, pool=rows(8, "pool"))
+        with pytest.raises(SpecError, match="no groups"):
+            graph(tiny_llama, alone, exemplars_per_group=True)
+        south = DATA.pool.filter(pa.array([group == "south" for group in DATA.pool["group"].to_pylist()]))
+        with pytest.raises(DataError, match="1 groups have no exemplar, the first is 'north'"):
+            graph(tiny_llama, dataclasses.replace(DATA, pool=south), exemplars=1, exemplars_per_group=True)
+        with pytest.raises(SpecError, match=r"task\.rationale"):
+            graph(tiny_llama, dataclasses.replace(DATA, test=grouped(TEST)), rationale="oracle")
+        with pytest.raises(SpecError, match="give how many"):
+            spec(tiny_llama, exemplars=-1)
+
+    def test_other_tasks_name_their_columns_plainly(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.csv"
+        path.write_text("text,target,rationale\nlava,warm,it glows\n")
+        task = Experiment.from_mapping(
+            {
+                "name": "x",
+                "task": {"name": "python-docs"},
+                "method": {"name": "tart"},
+                "models": {"encoder": {"source": "x"}},
+            }
+        ).task
+        (one,) = exemplars(str(path), False, 0, task, DATA)
+        assert one["rationale"] == "it glows"
+
+
+class TestTeacher:
+    def test_each_rationale_is_written_once(self, tiny_llama: Path, tmp_path: Path) -> None:
+        store = ColumnStore(open_storage(tmp_path))
+        handle = models.load(str(tiny_llama))
+        for place, expected in enumerate([(24, 0), (0, 24)]):
+            wanted = spec(tiny_llama, training={"seed": place, "max_steps": 1})
+            made = wanted.method.graph(TASK, DATA, {"teacher": handle, "student": handle})
+            before = costs({}, store)
+            first = Graph(made.nodes[:1], made.inputs)
+            first.run(DATA.train.select(["id", "text"]), store)
+            after = costs({}, store)
+            distinct = len(set(DATA.train["text"].to_pylist()))
+            found = tuple(after[name] - before[name] for name in ("teacher_calls", "teacher_reads"))
+            assert found == tuple(distinct if count else 0 for count in expected)
+
+    def test_its_weights_are_not_the_students(self, tiny_llama: Path) -> None:
+        done = fit(spec(tiny_llama, training={"max_steps": 12}), DATA)
+        assert done.unchanged
+        assert done.before.nodes[0].fingerprint() == done.after.nodes[0].fingerprint()
+
+    def test_what_the_limit_cuts_is_said(self, tiny_llama: Path) -> None:
+        explain = graph(tiny_llama).nodes[0]
+        found = explain.run(TEST.select(["text"]))
+        long = dataclasses.replace(explain, max_new_tokens=60).run(TEST.select(["text"]))
+        assert found["rationale_whole"].to_pylist().count(False) >= long["rationale_whole"].to_pylist().count(False)
+        assert False in found["rationale_whole"].to_pylist()
+
+    def test_a_prompt_that_does_not_fit_says_what_does(self, tiny_llama: Path) -> None:
+        explain = graph(tiny_llama, exemplars=10, max_rationale_tokens=20).nodes[0]
+        with pytest.raises(ModelError, match=r"with 10 exemplars .* tokens too long; .* with \d exemplars it fits"):
+            explain.check(TEST)
+        long = pa.table({"text": ["ice " * 400]})
+        with pytest.raises(ModelError, match=r"longest text that fits has \d+ tokens: set task.max_tokens"):
+            explain.check(long)
+
+    def test_several_rationales_are_drawn_by_row(self, tiny_llama: Path) -> None:
+        explain = dataclasses.replace(graph(tiny_llama).nodes[0], samples=3)
+        table = TEST.select(["text"])
+        found = explain.run(table)["rationales"].to_pylist()
+        assert all(len(several) == 3 for several in found)
+        assert any(len(set(several)) > 1 for several in found)
+        assert explain.run(table.slice(4, 1))["rationales"].to_pylist() == found[4:5]
+
+    def test_a_server_that_fails_leaves_no_wrong_row(self, tiny_llama: Path, tmp_path: Path) -> None:
+        class Failing:
+            """A server that stops answering after some rows."""
+
+            remote, chat, tokenizer, fingerprint, dtype = True, None, None, "failing", ""
+
+            def __init__(self) -> None:
+                self.asked = 0
+                self.source = models.load(str(tiny_llama)).source
+                self.left = 8
+
+            def write(self, prompts: Any, *_: Any) -> list[Written]:
+                self.asked += len(prompts)
+                if self.asked > self.left:
+                    raise ModelError("the server is gone")
+                return [Written(f"because {prompt[-30:]}", True) for prompt in prompts]
+
+            def tokens_over(self, texts: Any, _limit: Any) -> Any:
+                return np.zeros(len(texts), np.int32)
+
+            def excess(self, prompts: Any, **_: Any) -> Any:
+                return np.zeros(len(prompts), np.int32)
+
+        model = Failing()
+        explain = dataclasses.replace(graph(tiny_llama).nodes[0], model=model)
+        table = pa.table({"id": [str(i) for i in range(20)], "text": [f"text {i}" for i in range(20)]})
+        store = ColumnStore(open_storage(tmp_path))
+        with pytest.raises(ModelError, match="gone"):
+            Graph([explain], ("text",)).run(table, store)
+        model.left = 100
+        found = Graph([explain], ("text",)).run(table, store)["rationale"].to_pylist()
+        assert found == [f"because {prompt[-30:]}" for prompt in explain._prompts(explain._template(), table)]
+        assert model.asked == 16 + 12  # the first eight rows were kept
+
+
+def shown(made: Graph, table: pa.Table = DATA.test) -> list[str | None]:
+    """What the student reads of a rationale."""
+    rows_of = made.nodes[:-1]
+    answered = Graph(rows_of, made.inputs).run(table.select(["id", *made.inputs])) if rows_of else table
+    return [made.nodes[-1]._shown(row) for row in answered.to_pylist()]
+
+
+class TestWhatTheStudentReads:
+    def test_the_teachers_words_before_what_the_answer_follows(self, tiny_llama: Path) -> None:
+        made = graph(tiny_llama)
+        written = made.nodes[0].run(DATA.test.select(["text"]))["rationale"].to_pylist()
+        assert shown(made) == [text or None for text in written]
+        table = TEST.append_column("rationale", pa.array(["it melts"] * TEST.num_rows))
+        prompts = made.nodes[-1]._prompts(made.nodes[-1]._template(), table)
+        assert prompts[0].endswith(f"\n\nInput: {TEST['text'][0].as_py()}\nExplanation: it melts\nLabel:")
+
+    def test_nothing(self, tiny_llama: Path) -> None:
+        made = graph(tiny_llama, rationale="none", instruction=False)
+        assert len(made.nodes) == 1
+        prompts = made.nodes[0]._prompts(made.nodes[0]._template(), DATA.test)
+        assert prompts[0] == f"Input: {DATA.test['text'][0].as_py()}\nLabel:"
+
+    def test_the_tasks_own(self, tiny_llama: Path) -> None:
+        made = graph(tiny_llama, rationale="oracle")
+        assert made.inputs == ("text", "rationale")
+        assert shown(made) == DATA.test["rationale"].to_pylist()
+
+    def test_the_answer_alone(self, tiny_llama: Path) -> None:
+        student = graph(tiny_llama, rationale="answer_only").nodes[-1]
+        assert student._shown({"rationale": "It is snow. The answer is cold."}) == "cold"
+        assert student._shown({"rationale": "It is snow, and"}) is None
+
+    def test_other_words(self, tiny_llama: Path) -> None:
+        text = "one two three four five six seven eight nine ten " * 20
+        found = {}
+        for rate in (0.0, 0.3, 1.0):
+            student = graph(tiny_llama, rationale="corrupted", corruption_rate=rate).nodes[-1]
+            words = student._shown({"rationale": text}).split()
+            found[rate] = np.mean([one != other for one, other in zip(words, text.split(), strict=True)])
+            assert student._shown({"rationale": text}).split() == words
+        assert found[0.0] == 0
+        assert 0.2 < found[0.3] < 0.4
+        assert found[1.0] == 1
+        assert set(student._shown({"rationale": text}).split()) <= {
+            word for one in REASON.values() for word in one.split()
+        }
+
+    def test_another_rows(self, tiny_llama: Path) -> None:
+        made = graph(tiny_llama, rationale="shuffled")
+        donate, explain = made.nodes[:2]
+        donors = {one["id"]: one["text"] for one in donate.donors}
+        assert set(donors) <= set(DATA.train["id"].to_pylist())
+        given = donate.run(DATA.train.select(["text"]))["donor"].to_pylist()
+        assert all(donors[id] != text for id, text in zip(given, DATA.train["text"].to_pylist(), strict=True))
+        assert len(set(given)) > 5
+        texts = pa.table({"text": [donors[id] for id in given]})
+        direct = dataclasses.replace(explain, donors=()).run(texts)["rationale"]
+        assert explain.run(pa.table({"donor": given}))["rationale"] == direct
+
+    def test_its_own(self, tiny_llama: Path, tiny_gpt2: Path) -> None:
+        wanted = spec(tiny_llama, rationale="self")
+        handles = {"teacher": models.load(str(tiny_gpt2)), "student": models.load(str(tiny_llama))}
+        explain = wanted.method.graph(TASK, DATA, handles).nodes[0]
+        assert explain.model is handles["student"]
+        assert explain.tally == ""
+        assert wanted.method.roles(TASK) == ("student",)
+
+    def test_distilled_it_learns_them_and_answers_alone(self, tiny_llama: Path) -> None:
+        made = graph(tiny_llama, rationale="distilled")
+        (student,) = made.nodes
+        asked: list[int] = []
+        explain = student._explain()
+        assert len(explain.exemplars) == 2
+        done = fit(spec(tiny_llama, rationale="distilled", training={"max_steps": 2}), DATA)
+        assert done.node.teacher is None
+        assert done.node.exemplars == ()
+        assert done.before.nodes[0].teacher is not None
+        assert asked == []
+
+
+class TestStudent:
+    def test_merged_it_answers_as_it_was_trained(self, tiny_llama: Path, tmp_path: Path) -> None:
+        done = fit(spec(tiny_llama, training={"max_steps": 12}), DATA)
+        network = done.node.speaker.network
+        assert not any("lora" in name for name, _ in network.named_parameters())
+        table = done.after.nodes[0].run(DATA.test.select(["text"]))
+        asked = DATA.test.select(["id", "text"]).append_column("rationale", table["rationale"])
+        unmerged = super(type(done.node), done.node)._open()
+        prompts = done.node._prompts(done.node._template(), asked)
+        ids = [done.node.model.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        for row in ids:
+            with torch.no_grad():
+                one, other = (net(input_ids=torch.tensor([row])).logits for net in (network, unmerged))
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+        done.after.save(tmp_path)
+        again = Graph.load(tmp_path, models.load)
+        assert np.allclose(scores(again, DATA.test), scores(done.after, DATA.test), atol=1e-6)
+
+    def test_it_uses_what_it_is_given(self, tiny_llama: Path) -> None:
+        """The label is in the rationale and nowhere else."""
+
+        def secret(count: int, prefix: str) -> pa.Table:
+            reasons = [REASON[LABELS[(place * 7 + place // 3) % 2]] for place in range(count)]
+            targets = [next(label for label in LABELS if REASON[label] == why) for why in reasons]
+            texts = [f"row {prefix}{place}" for place in range(count)]
+            return pa.table({"id": texts, "text": texts, "target": targets, "rationale": reasons})
+
+        data = Dataset(secret(24, "a"), secret(20, "b"), ("text",), "text", LABELS, pool=secret(8, "p"))
+        found = {}
+        for mode in ("oracle", "none"):
+            wanted = spec(tiny_llama, rationale=mode, adapter="full", training={"max_steps": 60})
+            after = fit(wanted, data).after
+            answered = after.run(data.test)["prediction"].to_pylist()
+            found[mode] = np.mean(
+                [one == other for one, other in zip(answered, data.test["target"].to_pylist(), strict=True)]
+            )
+        assert found["oracle"] > 0.9
+        assert found["none"] < 0.75
+
+
+def test_the_path_of_exemplars_is_no_part_of_a_runs_id(tmp_path: Path, tiny_llama: Path) -> None:
+    from graft.planning import plan
+
+    lines = [
+        f"{text},{label},because {text}"
+        for text, label in [(f"ice {i}", "cold") for i in range(20)] + [(f"sun {i}", "warm") for i in range(20)]
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label,rationale", *lines]))
+    found = set()
+    for name in ("a", "b"):
+        place = tmp_path / name
+        place.mkdir()
+        (place / "shown.csv").write_text("text,label,rationale\nlava,warm,it glows\n")
+        wanted = Experiment.from_mapping(
+            {
+                "name": "x",
+                "models": {role: {"source": str(tiny_llama)} for role in ("teacher", "student")},
+                "task": {
+                    "name": "file",
+                    "path": str(tmp_path / "rows.csv"),
+                    "text": "text",
+                    "label": "label",
+                    "rationale": "rationale",
+                },
+                "regime": {"examples": 8},
+                "method": {"name": "fiat", "exemplars": str(place / "shown.csv")},
+            }
+        )
+        found.add(plan(wanted).run_id)
+    assert len(found) == 1
+
+
+def test_a_missing_role_is_named(tiny_llama: Path) -> None:
+    with pytest.raises(GraftError, match=r"models\.teacher is missing"):
+        Experiment.from_mapping(
+            {
+                "name": "x",
+                "models": {"student": {"source": str(tiny_llama)}},
+                "task": {"name": "python-docs"},
+                "method": {"name": "fiat"},
+            }
+        )
