@@ -6,26 +6,26 @@ Brown et al. 2020 (arXiv:2005.14165). A classification is answered by the log-pr
 continuation, over the labels alone: no answer can be unparsable. `calibrate` divides by the scores of content-free
 inputs (Zhao et al. 2021, arXiv:2102.09690, section 4: "N/A", "[MASK]" and the empty text, diagonal W, b = 0).
 
-`random` demonstrations are one draw for all rows, so that their part of the prompt is computed once; `similar` ones
-are nearest by cosine, the most similar last, next to the question.
+How demonstrations are chosen: `graft.methods.retrieving` and, where a model has a say, `graft.methods.epr`; in which
+order they stand: there, and `graft.methods.ordering`.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from graft.arrays import matrix
 from graft.errors import ModelError, SpecError
-from graft.graph import Context, Graph, Node
-from graft.hashing import row_keys
+from graft.graph import Context, Graph
 from graft.methods.answering import Answer, Row, asking, for_labels
 from graft.methods.embed import Embed
-from graft.seeds import generator
+from graft.methods.epr import RetrieveEpr
+from graft.methods.judging import told
+from graft.methods.ordering import RetrieveOrdered
+from graft.methods.retrieving import Retrieve, RetrieveBm25, RetrieveSimilar
 from graft.spec import Method, Task
 from graft.tasks.templates import Template
 
@@ -41,9 +41,15 @@ class InContextLearning(Method):
     name: Literal["icl"] = "icl"
     num_shots: int = Field(8, ge=0)
     """Demonstrations in each prompt, taken from the regime's examples."""
-    selection: Literal["random", "similar"] = "random"
+    selection: Literal["random", "similar", "bm25", "epr"] = "random"
     """random: one draw for all rows; similar: the nearest to each row by the embedding of models.encoder
-    (of models.base where no encoder is given)."""
+    (of models.base where no encoder is given); bm25: by the words they share; epr: by projections of that embedding,
+    which are trained to find what models.base has found helpful."""
+    order: Literal["given", "similar", "global_entropy", "local_entropy"] = "given"
+    """given: as drawn, or the best last; similar: the nearest by embedding last; global_entropy, local_entropy: the
+    order of one draw that leaves models.base least sure of its answers beforehand (labels only)."""
+    epr_candidates: int = Field(50, ge=2)
+    """Examples that models.base scores for each example, where selection is epr."""
     calibrate: bool = False
     """Divide label probabilities by those of content-free inputs."""
     length_normalize: bool = False
@@ -53,101 +59,85 @@ class InContextLearning(Method):
     max_new_tokens: int = Field(64, ge=1)
     """Length limit of a free-text answer, in tokens."""
 
+    @model_validator(mode="after")
+    def _one_draw_is_ordered(self) -> Self:
+        if self._by_entropy and self.selection != "random":
+            raise ValueError(
+                f"order {self.order} is of demonstrations that all rows share, selection {self.selection} gives each "
+                "row its own: use selection: random, or order: given or similar"
+            )
+        return self
+
+    @property
+    def _by_entropy(self) -> bool:
+        return self.order in ("global_entropy", "local_entropy")
+
+    @property
+    def _embeds(self) -> bool:
+        return self.selection in ("similar", "epr") or self.order == "similar"
+
     def roles(self, task: Task) -> tuple[str, ...]:
-        """A base model; an encoder is read where `similar` finds one."""
+        """A base model; an encoder is read where similarity is asked for and there is one."""
         return ("base",)
 
     def optional_roles(self, task: Task) -> tuple[str, ...]:
         """What is read where it is given."""
-        return ("encoder",) if self.selection == "similar" else ()
+        return ("encoder",) if self._embeds else ()
 
     def graph(self, task: Task, dataset: "Dataset", models: Mapping[str, Any]) -> Graph:
         """Retrieve and complete.
 
         Raises:
-            SpecError: the inputs are not text.
+            SpecError: the inputs are not text, or the order is for labels.
             ModelError: the model cannot score or generate.
         """
         base = models["base"]
-        asked = asking("icl", "base", base, task, dataset)
         for_labels(dataset, calibrate=self.calibrate, length_normalize=self.length_normalize)
-        similar = self.selection == "similar" and self.num_shots > 0
-        if similar and base.remote and "encoder" not in models:
-            raise SpecError("models.encoder is missing: selection: similar needs one where models.base is an endpoint")
-        retrieve = Retrieve(dataset.inputs, self.num_shots, similar)
-        complete = Complete(
-            **asked,
-            num_shots=self.num_shots,
-            similar=similar,
-            instruction=self.instruction,
-            calibrate=self.calibrate,
-            length_normalize=self.length_normalize,
-            max_new_tokens=self.max_new_tokens,
-        )
-        embed = [Embed.of(models.get("encoder", base), task, dataset)] if similar else []
+        asked = {
+            **asking("icl", "base", base, task, dataset),
+            "instruction": self.instruction,
+            "length_normalize": self.length_normalize,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        retrieve = self._retrieve(dataset, base, told(asked))
+        complete = Complete(**asked, num_shots=self.num_shots, similar=retrieve.ranks, calibrate=self.calibrate)
+        embeds = "embedding" in retrieve.reads
+        if embeds and base.remote and "encoder" not in models:
+            field = "order" if self.order == "similar" else "selection"
+            raise SpecError(
+                f"models.encoder is missing: {field}: {getattr(self, field)} needs one where models.base is an endpoint"
+            )
+        embed = [Embed.of(models.get("encoder", base), task, dataset)] if embeds else []
         return Graph([*embed, retrieve, complete], dataset.inputs)
 
-
-@dataclasses.dataclass(frozen=True)
-class Retrieve(Node):
-    """Ids of the examples that a row's prompt shows, in prompt order; never one with the row's own input."""
-
-    inputs: tuple[str, ...]
-    num_shots: int
-    similar: bool
-    ids: tuple[str, ...] = ()
-    """Ids of all examples; for random ones in the order of the draw."""
-    keys: tuple[str, ...] = ()
-    """What each example says, as a digest of its input."""
-    vectors: np.ndarray | None = None
-    """[k, D] unit vectors of the examples, for similar ones."""
-
-    writes = ("demonstrations",)
-
-    @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The row's input, and its embedding where similarity is asked for."""
-        return (*self.inputs, "embedding") if self.similar else self.inputs
-
-    def fit(self, rows: pa.Table, context: Context) -> Self:
-        """Keep the examples' ids and vectors, or draw the order of random ones.
+    def _retrieve(self, dataset: "Dataset", base: Any, asked: dict[str, Any]) -> Retrieve:
+        """The node that chooses demonstrations.
 
         Raises:
-            SpecError: there are fewer examples than a prompt shall show.
+            SpecError: the order is for labels.
+            ModelError: the model says nothing about how probable a text is.
         """
-        count = rows.num_rows
-        if self.num_shots > count:
-            raise SpecError(f"method.num_shots: got {self.num_shots}; give at most regime.examples, which is {count}")
-        vectors, order = None, np.arange(count)
-        if self.similar:
-            vectors = _unit(matrix(rows["embedding"]))
-        else:
-            order = generator(context.experiment.regime.seed, "demonstrations").permutation(count)
-        ids, keys = rows["id"].to_pylist(), self._keys(rows)
-        return dataclasses.replace(
-            self, ids=tuple(ids[i] for i in order), keys=tuple(keys[i] for i in order), vectors=vectors
-        )
-
-    def run(self, rows: pa.Table) -> pa.Table:
-        """One list of ids per row."""
-        if self.similar:
-            assert self.vectors is not None
-            ranking = np.argsort(-_unit(matrix(rows["embedding"])) @ self.vectors.T, axis=1, kind="stable")
-        else:
-            ranking = np.broadcast_to(np.arange(len(self.ids)), (rows.num_rows, len(self.ids)))
-        shown = [self._shown(order, own) for order, own in zip(ranking, self._keys(rows), strict=True)]
-        return pa.table({"demonstrations": pa.array(shown, pa.list_(pa.string()))})
-
-    def describe(self) -> str:
-        """Say how many, and how they are chosen."""
-        return f"retrieve({self.num_shots} {'similar' if self.similar else 'random'})"
-
-    def _keys(self, rows: pa.Table) -> list[str]:
-        return [key.hex() for key in row_keys(rows.select(self.inputs))]
-
-    def _shown(self, order: np.ndarray, own: str) -> list[str]:
-        best = list(itertools.islice((self.ids[i] for i in order if self.keys[i] != own), self.num_shots))
-        return best[::-1] if self.similar else best
+        if self._by_entropy and dataset.labels is None:
+            raise SpecError(
+                f"method.order: {self.order} is for labels; this task's answers are free text: use given or similar"
+            )
+        if self.selection == "epr" and base.remote:
+            raise ModelError(
+                f"method.selection: epr asks how probable answers are, which {base.source.source} does not say; use "
+                "similar or bm25, or a model whose weights can be loaded"
+            )
+        plain: dict[str, Any] = {"inputs": dataset.inputs, "num_shots": self.num_shots}
+        if not self.num_shots:  # nothing is chosen or ordered
+            return Retrieve(**plain)
+        if self._by_entropy:
+            return RetrieveOrdered(**plain, order=self.order, model=base, asked=asked)
+        plain |= {"order": self.order}
+        if self.selection == "epr":
+            how = {"candidates": self.epr_candidates, "model": base, "asked": asked}
+            return RetrieveEpr(**plain, **how, kind=dataset.kind)
+        if self.selection == "bm25":
+            return RetrieveBm25(**plain, kind=dataset.kind)
+        return RetrieveSimilar(**plain) if self.selection == "similar" else Retrieve(**plain)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,7 +226,3 @@ class Complete(Answer):
             middle = (low + high) // 2
             low, high = (middle, high) if fit(middle) else (low, middle)
         return None if low < 0 else low
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

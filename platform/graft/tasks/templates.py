@@ -89,6 +89,30 @@ class Template:
         fields = [at for at, (field, _) in enumerate(self._head) if field]
         return sum(lengths[: fields[0]]), sum(lengths[: fields[-1] + 1])
 
+    def read(self, written: str) -> dict[str, str]:
+        """The input fields of a text that continues `opening`: `query` undone.
+
+        Each field ends where the words that follow it begin, or with the text; one that the text lacks is empty.
+        """
+        found = dict.fromkeys(self.inputs, "")
+        for at, (field, name) in enumerate(self._head):
+            if not field:
+                continue
+            after = "" if self._head[at + 1 :] == [] or self._head[at + 1][0] else self._head[at + 1][1]
+            found[name], _, written = written.partition(after) if after else (written, "", "")
+            found[name] = found[name].strip()
+        return found
+
+    @property
+    def opening(self) -> str:
+        """What stands before the first field, without the spaces at its end."""
+        return "" if self._head[0][0] else self._head[0][1].rstrip(" ")
+
+    @property
+    def closing(self) -> str:
+        """What stands between the last field and the target, without the spaces at its end; may be empty."""
+        return "" if self._head[-1][0] else self._head[-1][1]
+
     def candidate(self, label: str, chat: bool = False) -> str:
         """A target as it continues a prompt: after the template's spaces; bare in a chat, where a turn begins."""
         return label if chat else self._spaces + label
@@ -175,8 +199,18 @@ def render(
     if chat is not None:
         return chat(_conversation(template, row, rationale, demonstrations, instruction, reasons))
     asked = _asked(template, row, rationale, reasons)
-    shown = [_asked(template, shot, None, reasons) + _answer(template, shot, reasons) for shot in demonstrations]
-    return "\n\n".join([*([instruction] if instruction else []), *shown, asked])
+    return "\n\n".join([*_blocks(template, demonstrations, instruction, reasons), asked])
+
+
+def render_next(template: Template, demonstrations: Iterable[Row], instruction: str | None = None) -> str:
+    """The plain text of demonstrations up to where the input of another one begins, for a model to write it.
+
+    Args:
+        template: the task's template.
+        demonstrations: rows with a `target`, in the order in which they are shown.
+        instruction: a text that comes first.
+    """
+    return "\n\n".join([*_blocks(template, demonstrations, instruction), template.opening])
 
 
 def concluding(prompt: str, rationale: str, chat: bool) -> str:
@@ -197,6 +231,14 @@ def answer_in(rationale: str) -> str | None:
     _, found, answer = rationale.rpartition(THEREFORE)
     answer = answer.strip().removesuffix(".").strip()
     return answer if found and answer else None
+
+
+def _blocks(
+    template: Template, demonstrations: Iterable[Row], instruction: str | None, reasons: bool = False
+) -> list[str]:
+    """What stands before the question."""
+    shown = [_asked(template, shot, None, reasons) + _answer(template, shot, reasons) for shot in demonstrations]
+    return [*([instruction] if instruction else []), *shown]
 
 
 def _asked(template: Template, row: Row, rationale: str | None, reasons: bool) -> str:
