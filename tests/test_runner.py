@@ -10,14 +10,18 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs, parquet
+from rich.console import Console
 
 import graft
 from graft import models, planning, runner, runs
-from graft.errors import DataError, GraftError, ModelError
+from graft.errors import DataError, GraftError, ModelError, SpecError
 from graft.prediction import predict_file
+from graft.results.listing import details, run_table
 from graft.results.records import METRICS
+from graft.results.tables import summary
 from graft.spec import Experiment
 from graft.storage import open_storage
+from graft.tasks.groups import GroupedTask
 
 WORDS = {
     "weather": ["rain", "snow", "storm", "cloud"],
@@ -366,3 +370,62 @@ def test_what_fails_after_training_leaves_what_was_trained(
     spec.run(tmp_path / "out")
     assert not (folder / "checkpoints").exists()
     assert result.metrics["seconds"][0].as_py() > 0
+
+
+def test_metrics_are_averaged_over_the_chosen_groups(tiny_bert: Path, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "topics.csv", rows=240)
+    lines = path.read_text().splitlines()
+    languages = [("bn", "te", "te", "de")[row % 4] for row in range(len(lines) - 1)]
+    path.write_text("\n".join(f"{line},{cell}" for line, cell in zip(lines, ["lang", *languages], strict=True)))
+    task = {"name": "file", "path": str(path), "text": "text", "label": "topic", "group": "lang", "macro": ["te", "bn"]}
+    values = {"name": "topics", "models": {"encoder": {"source": str(tiny_bert)}}, "regime": {"examples": 30}}
+    result = Experiment.from_mapping({**values, "task": task, "method": {"name": "probe"}}).run(tmp_path)
+    rows = {(row["split"], row["metric"]): row for row in result.metrics.to_pylist()}
+    assert {split for split, _ in rows} == {"test", "test/te", "test/bn", "test/macro"}
+    answers = result.predictions.to_pylist()
+    for group in ("te", "bn"):
+        right = [row["prediction"] == row["target"] for row in answers if row["group"] == group]
+        assert rows[f"test/{group}", "accuracy"]["value"] == pytest.approx(np.mean(right))
+        assert rows[f"test/{group}", "accuracy"]["n"] == len(right)
+    for metric in ("accuracy", "log_loss", "ece"):
+        mean = np.mean([result.metric(metric, f"test/{group}") for group in ("te", "bn")])
+        assert result.metric(metric, "test/macro") == pytest.approx(mean)
+        assert rows["test/macro", metric]["n"] == 2
+    assert result.values["accuracy"] == result.metric("accuracy") == rows["test", "accuracy"]["value"]
+    assert [cell.n for cell in summary(result.metrics, "accuracy")] == [len(answers)]
+    assert [cell.n for cell in summary(result.metrics, "accuracy", "test/macro")] == [2]
+    shown = "\n".join(str(part) for part in details(result.run_id, str(tmp_path)))
+    assert f"{'accuracy':<20} {result.metric('accuracy'):.4f}\n" in shown
+    assert f"{result.metric('accuracy', 'test/macro'):.4f}  (test/macro, n=2)" in shown
+    console = Console(record=True, width=300)
+    console.print(run_table(str(tmp_path)))
+    assert f"{result.metric('accuracy'):.4f}" in console.export_text()
+    with pytest.raises(DataError, match=r"no split 'test/tee'; did you mean 'test/te'\?"):
+        result.metric("accuracy", "test/tee")
+
+
+def test_a_metric_that_one_group_lacks_has_no_mean_over_groups() -> None:
+    targets, groups = ["a", "b", "b", "b"], ["x", "x", "y", "y"]
+    scores = [{"a": float(np.log(p)), "b": float(np.log(1 - p))} for p in (0.6, 0.3, 0.2, 0.9)]
+    predicted = [max(row, key=lambda label: row[label]) for row in scores]
+    answers = pa.table({"target": targets, "prediction": predicted, "scores": scores, "group": groups})
+    found = runner.by_group(answers, ("a", "b"), GroupedTask(name="x", macro="all"))
+    assert [split for split, _, _ in found] == ["test/x", "test/y", "test/macro"]
+    (_, of_x, _), (_, of_y, _), (_, means, count) = found
+    assert "auroc" in of_x
+    assert "auroc" not in of_y
+    assert "auroc" not in means
+    assert (means["accuracy"], count) == (0.75, 2)
+
+
+def test_targets_are_read_as_answers_are() -> None:
+    task = GroupedTask(name="x", parser="number")
+    answers = pa.table({"target": ["51.0", "so 6\n#### 1,000", "7"], "prediction": ["51", "1000", None]})
+    found = runner.evaluate(answers, None, task)
+    assert (found["exact_match"], found["parsed"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+def test_labels_have_no_parser(tiny_bert: Path) -> None:
+    values = {"name": "x", "models": {"encoder": {"source": str(tiny_bert)}}, "method": {"name": "probe"}}
+    with pytest.raises(SpecError, match=r"task\.parser: number reads free text; the answers are labels"):
+        planning.plan(Experiment.from_mapping({**values, "task": {"name": "python-docs", "parser": "number"}}))

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from graft import hashing, models
+from graft.errors import SpecError
 from graft.graph import Graph
 from graft.spec import Experiment, ModelSource, Scaling
 from graft.tasks.dataset import Dataset
@@ -96,6 +97,8 @@ def plans(experiments: Sequence[Experiment], known: Mapping[str, Dataset] | None
 
 def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> Plan:
     assert experiment.method is not None  # resolved() saw to it
+    if experiment.task.parser is not None and dataset.labels is not None:
+        raise SpecError(f"task.parser: {experiment.task.parser} reads free text; the answers are labels: leave it null")
     template = template_for(experiment.task.template, dataset.inputs, dataset.kind, dataset.labels is None)
     examples = draw(dataset, experiment.regime)
     graph = experiment.method.graph(experiment.task, dataset, handles)

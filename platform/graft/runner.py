@@ -33,9 +33,9 @@ from graft.methods.answering import Answer
 from graft.models import recipes
 from graft.planning import Plan, plan
 from graft.pool import RayPool
-from graft.results.records import Record, Result, environment, git_commit, metric_table, write_table
+from graft.results.records import Record, Result, environment, git_commit, metric_table, test_values, write_table
 from graft.seeds import fresh_streams
-from graft.spec import Experiment
+from graft.spec import Experiment, Task
 from graft.storage import (
     clean_if_wrong,
     exists,
@@ -48,6 +48,8 @@ from graft.storage import (
 )
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
 from graft.tasks import metrics
+from graft.tasks.groups import MACRO, GroupedTask, rows_in
+from graft.tasks.parsers import parse
 
 if TYPE_CHECKING:
     from graft.training import Together
@@ -133,15 +135,15 @@ def carry_out(
         graph = planned.graph.fit(planned.examples, context)
         test = planned.dataset.test
         answers = graph.run(test.select(["id", *graph.inputs]), store, progress, pool)
-        for column in ("target", "group"):
-            if column in test.column_names and column not in graph.inputs:
+        for column in ("target", "group", "checks"):
+            if column in test.column_names and column not in answers.column_names:
                 answers = answers.append_column(column, test[column])
         answers = with_target_probabilities(answers, graph.nodes[-1], planned.dataset.labels)
         spent = _difference(costs(planned.models, store), before)
         record = _record(
             planned, graph, spent, answers, time.perf_counter() - began + train.earlier_seconds, train.peak
         )
-        table = metric_table(record, evaluate(answers, planned.dataset.labels), answers.num_rows)
+        table = _metric_rows(record, answers, planned)
         if train.curves:
             write_table(files, f"{folder}/training.parquet", pa.concat_tables(train.curves))
         _save_graph(graph, files, f"{folder}/graph")
@@ -149,7 +151,7 @@ def carry_out(
         log.info(
             "%s is done: %s",
             planned.run_id,
-            dict(zip(table["metric"].to_pylist(), table["value"].to_pylist(), strict=True)),
+            test_values(table),
         )
         write_table(files, f"{folder}/metrics.parquet", table)
         _forget_checkpoints(files, folder)
@@ -226,14 +228,48 @@ def _forget_checkpoints(files: fs.SubTreeFileSystem, folder: str) -> None:
             files.delete_dir(f"{folder}/checkpoints")
 
 
-def evaluate(answers: pa.Table, labels: tuple[str, ...] | None) -> dict[str, float]:
-    """Metrics of the answered test rows."""
+def _metric_rows(record: Record, answers: pa.Table, planned: Plan) -> pa.Table:
+    """Metrics of all test rows and, where the task averages over groups, of each group and their mean."""
+    task, labels = planned.experiment.task, planned.dataset.labels
+    found = [("test", evaluate(answers, labels, task), answers.num_rows), *by_group(answers, labels, task)]
+    return pa.concat_tables([metric_table(record, values, n, split) for split, values, n in found])
+
+
+def by_group(answers: pa.Table, labels: tuple[str, ...] | None, task: Task) -> list[tuple[str, dict[str, float], int]]:
+    """Split, metrics and rows of each group that the task averages over, then their mean and the number of groups."""
+    groups = task.averaged(answers) if isinstance(task, GroupedTask) else ()
+    if not groups:
+        return []
+    rarer = metrics.rarer_label(answers["target"].to_pylist(), labels or ())
+    found = []
+    for group in groups:
+        own = rows_in(answers, "group", [group])
+        found.append((f"test/{group}", evaluate(own, labels, task, rarer), own.num_rows))
+    # A metric that is undefined in one group has no mean over all of them.
+    shared = [name for name in found[0][1] if all(name in values for _, values, _ in found)]
+    means = {name: sum(values[name] for _, values, _ in found) / len(found) for name in shared}
+    return [*found, (f"test/{MACRO}", means, len(found))]
+
+
+def evaluate(
+    answers: pa.Table, labels: tuple[str, ...] | None, task: Task, rarer: str | None = None
+) -> dict[str, float]:
+    """Metrics of answered test rows.
+
+    Args:
+        answers: the rows with `target` and what the last node wrote.
+        labels: of a classification; None where the target is free text.
+        task: says how a target is read, and may have metrics of its own.
+        rarer: see `graft.tasks.metrics.classification`.
+    """
     targets, predicted = answers["target"].to_pylist(), answers["prediction"].to_pylist()
     if labels is None:
-        found = metrics.generation(targets, predicted)
+        # A target that the parser cannot read was refused when the rows were read.
+        read = [parse(target, task.parser) or target for target in targets]
+        found = metrics.generation(read, predicted)
         if "target_log_probability" in answers.column_names:
             found["perplexity"] = metrics.perplexity(answers["target_log_probability"], answers["target_tokens"])
-        return found
+        return found | task.judged(answers)
     log_probabilities = score_matrix(answers["scores"], labels)
     total = np.exp(np.logaddexp.reduce(log_probabilities, axis=1))
     if not np.allclose(total, 1, atol=1e-3):
@@ -241,7 +277,7 @@ def evaluate(answers: pa.Table, labels: tuple[str, ...] | None) -> dict[str, flo
             f"scores: a row's probabilities add up to {total[np.argmax(abs(total - 1))]:.3g}, not to 1; the last node "
             "has to write the logarithm of a probability for every label"
         )
-    return metrics.classification(targets, predicted, log_probabilities, labels)
+    return metrics.classification(targets, predicted, log_probabilities, labels, rarer) | task.judged(answers)
 
 
 def with_target_probabilities(answers: pa.Table, node: Node, labels: tuple[str, ...] | None) -> pa.Table:

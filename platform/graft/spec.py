@@ -18,6 +18,8 @@ from graft.errors import SpecError, suggest
 from graft.sections import Document, Section
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from graft.graph import Graph
     from graft.results.records import Result
     from graft.tasks.dataset import Dataset
@@ -61,6 +63,21 @@ class Task(Section):
     """How a row becomes a prompt: a template's name, or inline text with `{field}`s that ends in `{target}`."""
     max_tokens: int | None = Field(None, ge=1)
     """Longer texts are cut to this many tokens and counted; null: a text that does not fit is an error."""
+    parser: str | None = None
+    """How a written answer is read (a name in `graft.tasks.parsers.PARSERS`: number, choice, yes_no, python); an answer
+    that cannot be read is wrong. null takes it as it comes."""
+
+    @field_validator("parser")
+    @classmethod
+    def _a_known_parser(cls, value: str | None) -> str | None:
+        if value is not None and value not in (known := importlib.import_module("graft.tasks.parsers").PARSERS):
+            raise ValueError(f"unknown parser; {suggest(value, known)}")
+        return value
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """What ends an answer that is written after a plain prompt, beside the model's own end token."""
+        return ("\n",)
 
     @property
     def kind(self) -> str:
@@ -74,6 +91,15 @@ class Task(Section):
             DataError: the rows cannot be read or do not make a task.
         """
         raise NotImplementedError
+
+    def judged(self, rows: "pa.Table") -> dict[str, float]:
+        """Metrics that only this task can tell, beside those of every classification or generation.
+
+        Args:
+            rows: answered test rows: `id`, the inputs, `target`, `prediction` (null where it could not be read), and
+                the columns of the test rows that only judge.
+        """
+        return {}
 
 
 class Regime(Section):

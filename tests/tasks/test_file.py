@@ -12,6 +12,7 @@ from graft.errors import DataError, SpecError
 from graft.spec import Experiment
 from graft.tasks.dataset import RESERVED, Dataset
 from graft.tasks.file import FileTask, question_rows
+from graft.tasks.parsers import parse
 
 ROWS = [{"text": f"message {row}", "label": ("ham", "ham", "spam")[row % 3]} for row in range(60)]
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -440,3 +441,103 @@ def test_real_images_and_sounds() -> None:
     sounds = read(path=shared("spoken_digits"), audio="wav", label="label", group="speaker")
     assert sounds.kind == "audio"
     assert sounds.test["wav"][0].as_py()[:4] == b"RIFF"
+
+
+def test_only_the_rows_asked_for_are_used() -> None:
+    rows = [
+        {"text": f"t{row}", "label": "ab"[row % 2], "lang": ("bn", "te", "de")[row % 3], "level": row % 5}
+        for row in range(90)
+    ]
+    dataset = read(path=write("a.parquet", rows), text="text", label="label", where={"lang": ["bn", "te"], "level": 3})
+    kept = {row["text"] for row in rows if row["lang"] != "de" and row["level"] == 3}
+    assert {row["text"] for row in rows_of(dataset)} == kept
+    section = {"path": "a.parquet", "text": "text", "label": "label"}
+    with pytest.raises(DataError, match=r"a\.parquet, column 'lang': no row has 'bnn'; did you mean 'bn'\?"):
+        read(**section, where={"lang": "bnn"})
+    with pytest.raises(DataError, match=r"no column 'lng'; did you mean 'lang'\?"):
+        read(**section, where={"lng": "bn"})
+    rows = [{"t": "x", "l": "a", "c": "1"}, {"t": "y", "l": "b", "c": "2"}]
+    with pytest.raises(DataError, match=r"column 'l': no row has 'b'; known: a"):
+        read(path=write("b.csv", rows), text="t", label="l", where={"c": "1", "l": "b"})
+
+
+def test_an_item_in_several_languages_stays_on_one_side() -> None:
+    rows = [
+        {"id": row, "lang": lang, "q": f"{lang} {row}", "a": str(row)} for lang in ("bn", "de") for row in range(60)
+    ]
+    section = {"text": "q", "target": "a", "group": "lang"}
+    dataset = read(path=write("a.parquet", rows), **section, item="id", test_examples=20)
+    asked = [row["id"].split("/") for row in dataset.test.to_pylist()]
+    assert sorted(lang for lang, _ in asked) == ["bn"] * 10 + ["de"] * 10
+    assert not {id for _, id in asked} & {id.split("/")[1] for id in dataset.train["id"].to_pylist()}
+    with pytest.raises(DataError, match=r"id '0' is on 2 rows; .*item: id"):
+        read(path="a.parquet", **section)
+    parts = {lang: write(f"{lang}.csv", [row for row in rows if row["lang"] == lang]) for lang in ("bn", "de")}
+    with pytest.raises(DataError, match=r"item '0' is in bn\.csv and in de\.csv"):
+        read(train=parts["bn"], test=parts["de"], **section, item="id")
+
+
+def test_groups_to_average_over_are_those_of_the_test_rows() -> None:
+    rows = [{"text": f"t{row}", "label": "ab"[row % 2], "lang": ("bn", "te")[row // 2 % 2]} for row in range(60)]
+    section = {"path": write("a.csv", rows), "text": "text", "label": "label"}
+    read(**section, group="lang", macro=["te"])
+    with pytest.raises(DataError, match=r"task\.macro: no row belongs to 'tee'; did you mean 'te'\?"):
+        read(**section, group="lang", macro=["tee"])
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"label": "label", "parser": "number"}, "parser reads free text, not labels"),
+        ({"label": "label", "macro": "all"}, "macro averages over groups: name their column"),
+        ({"target": "label", "item": "id"}, "item: id needs group:"),
+        ({"target": "label", "parser": "numer"}, "unknown parser; did you mean 'number'"),
+        ({"target": "label", "where": {"label": []}}, "where.label"),
+    ],
+)
+def test_parsers_and_groups_where_they_mean_nothing(section: dict[str, Any], expected: str) -> None:
+    spec = {"name": "x", "models": {"base": {"source": "m"}}, "method": {"name": "icl"}}
+    with pytest.raises(SpecError, match=expected):
+        Experiment.from_mapping({**spec, "task": {"name": "file", "path": "a.csv", "text": "text", **section}})
+
+
+def test_a_target_that_the_parser_cannot_read_names_its_row() -> None:
+    rows = [{"q": f"q{row}", "a": f"#### {row}"} for row in range(9)] + [{"q": "last", "a": "many"}]
+    with pytest.raises(DataError, match=r"a\.csv, column 'a', row 10 .*'many'"):
+        read(path=write("a.csv", rows), text="q", target="a", parser="number")
+
+
+def test_real_word_problems() -> None:
+    section = {"text": "question", "target": "answer", "rationale": "rationale", "parser": "number"}
+    with pytest.raises(DataError, match="id '0' is on 2 rows"):
+        read(path=shared("gsm8k"), **section)
+    dataset = read(path=shared("gsm8k"), **section, where={"split": "train"})
+    assert dataset.pool is not None
+    assert (dataset.train.num_rows, dataset.test.num_rows, dataset.pool.num_rows) == (6409, 1000, 64)
+    original = [
+        {"question": row["question"], "answer": f"{row['rationale']}\n#### {row['target']}"}
+        for row in dataset.test.to_pylist()
+    ]
+    whole = read(path=write("gsm8k.jsonl", original), text="question", target="answer", parser="number")
+    asked = {row["question"]: row["target"] for row in dataset.test.to_pylist()}
+    for row in rows_of(whole):
+        assert parse(row["target"], "number") == parse(asked[row["question"]], "number")
+
+
+def test_real_word_problems_in_many_languages() -> None:
+    section = {"text": "question", "target": "answer", "group": "lang", "item": "id", "parser": "number"}
+    dataset = read(path=shared("mgsm"), **section, macro=["bn", "te", "th", "sw"], test_examples=220)
+    assert dataset.test.num_rows == 220
+    items = [{id.partition("/")[2] for id in part["id"].to_pylist()} for part in (dataset.train, dataset.test)]
+    assert not items[0] & items[1]
+    assert Counter(dataset.test["group"].to_pylist())["bn"] == 20
+    svamp = read(path=shared("svamp"), fields=["body", "question"], target="answer", parser="number", group="type")
+    assert svamp.inputs == ("body", "question")
+
+
+def test_real_rationales_of_several_tasks() -> None:
+    section = {"text": "question", "target": "answer", "rationale": "rationale", "group": "source"}
+    dataset = read(path=shared("flan_cot"), **section, where={"source": ["creak", "strategyqa"]}, parser="yes_no")
+    assert set(dataset.train["group"].to_pylist()) == {"creak", "strategyqa"}
+    with pytest.raises(DataError, match="yes_no finds nothing in the target"):
+        read(path=shared("flan_cot"), **section, parser="yes_no")

@@ -8,7 +8,7 @@ from sacrebleu.metrics import CHRF
 from sklearn import metrics as reference
 
 from graft.errors import DataError
-from graft.tasks.metrics import classification, generation
+from graft.tasks.metrics import classification, generation, rarer_label
 
 RNG = np.random.default_rng(0)
 
@@ -45,6 +45,17 @@ def test_the_areas_of_two_labels_are_the_rarer_ones(targets: str, rarer: int) ->
     scores = log_probabilities[:, rarer]
     assert found["auroc"] == pytest.approx(reference.roc_auc_score(positive, scores))
     assert found["auc_pr"] == pytest.approx(reference.average_precision_score(positive, scores))
+
+
+def test_the_areas_of_a_part_are_those_of_the_whole_sets_rarer_label() -> None:
+    whole, part = list("aaaabb"), list("abb")
+    log_probabilities = np.log([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8]])
+    assert rarer_label(whole, ["a", "b"]) == "b"
+    assert rarer_label(whole, ["a", "b", "c"]) is None
+    found = classification(part, part, log_probabilities, ["a", "b"], rarer="b")
+    positive = [target == "b" for target in part]
+    assert found["auc_pr"] == pytest.approx(reference.average_precision_score(positive, log_probabilities[:, 1]))
+    assert found["auc_pr"] != classification(part, part, log_probabilities, ["a", "b"])["auc_pr"]
 
 
 def test_labels_that_the_test_rows_lack_are_left_out_of_the_means() -> None:
@@ -105,6 +116,13 @@ def test_scores_that_are_no_probabilities(row: list) -> None:
         ("Paris", None, 0, 0),
         ("the", None, 0, 0),
         ("the", "", 1, 1),
+        ("No Answer", "no answer.", 1, 1),
+        ("No Answer", "there is no answer", 0, 0),
+        ("the answer is no", "No Answer", 0, 0),
+        ("No Answer", "Paris", 0, 0),
+        ("No Answer", None, 0, 0),
+        ("no", "no answer", 0, 0),
+        ("there is no answer to it", "no", 0, 2 / 7),
     ],
 )
 def test_answers_are_compared_as_squad_does(target: str, prediction: str | None, exact: float, f1: float) -> None:

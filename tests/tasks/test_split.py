@@ -110,3 +110,33 @@ def test_only_a_task_with_rationales_sets_rows_aside() -> None:
 
 def test_shared_rows_are_found_by_their_inputs() -> None:
     assert shared_rows(table([(1, "a"), (5, "b"), (6, "a")]), table([(5, "a"), (6, "a")]), ("text",)) == [1, 2]
+
+
+@given(st.integers(2, 30), st.integers(1, 4), st.integers(1, 60), st.integers(0, 5))
+def test_rows_of_one_item_stay_on_one_side_and_leave_with_one_another(
+    items: int, languages: int, count: int, repeated: int
+) -> None:
+    """Item i in some languages; some texts are equal over items, which ties those items together too."""
+    rows = [(item, language) for language in range(languages) for item in range(items)]
+    texts = [0 if item < repeated and language == 0 else 1 + row for row, (item, language) in enumerate(rows)]
+    whole = table([(text, "a") for text in texts])
+    names = [f"item {item}" for item, _ in rows]
+    try:
+        train, test, _ = split(whole, ("text",), count, stratified=False, items=names)
+    except DataError:
+        return
+    sides = [{names[int(id)] for id in part["id"].to_pylist()} for part in (train, test)]
+    assert not sides[0] & sides[1]
+    assert not set(train["text"].to_pylist()) & set(test["text"].to_pylist())
+
+
+def test_the_exemplars_items_are_in_no_regime() -> None:
+    rows = 300
+    whole = table([(row, "a") for row in range(rows)], rationale=["because"] * rows)
+    names = [str(row % 100) for row in range(rows)]
+    dataset = divide(whole, ("text",), "text", 60, labelled=False, items=names)
+    assert dataset.pool is not None
+    sides = [{int(id) % 100 for id in part["id"].to_pylist()} for part in (dataset.train, dataset.test, dataset.pool)]
+    assert sum(map(len, sides)) == 100
+    assert [part.num_rows for part in (dataset.train, dataset.test, dataset.pool)] == [216, 60, 24]
+    assert dataset.equal_inputs == 0

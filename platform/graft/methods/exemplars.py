@@ -107,8 +107,8 @@ def _from_file(path: str, per_group: bool, task: Task, dataset: "Dataset") -> pa
 def _as_file(path: str, per_group: bool, task: Task, dataset: "Dataset") -> FileTask:
     """The task that a file of exemplars is a part of."""
     if isinstance(task, FileTask):
-        group = task.group if per_group else None
-        return task.model_copy(update={"rationale": task.rationale or "rationale", "group": group})
+        changed = {"rationale": task.rationale or "rationale", "where": None, "item": None}
+        return task.model_copy(update={**changed, "group": task.group if per_group else None})
     answer = "target" if dataset.labels is None else "label"
     named = {"fields": dataset.inputs} if dataset.kind == "text" else {dataset.kind: dataset.inputs[0]}
     fields: Mapping[str, Any] = {**named, answer: "target", "group": "group" if per_group else None}

@@ -12,7 +12,7 @@ import yaml
 from pyarrow import fs
 
 from graft.errors import DataError, StoreError
-from graft.results.records import COSTS, read_table
+from graft.results.records import COSTS, read_table, test_values
 from graft.results.tables import main_metric, summary, terminal
 from graft.storage import children, exists, open_storage, read_bytes
 from graft.store import ColumnStore
@@ -117,7 +117,9 @@ def _run_details(files: fs.FileSystem, folder: str) -> Iterator[Any]:
     metrics = read_table(files, f"{folder}/metrics.parquet")
     first = metrics.slice(0, 1).to_pylist()[0]
     for row in metrics.to_pylist():
-        yield f"{row['metric']:<20} {'undefined' if row['value'] is None else format(row['value'], '.4f')}"
+        # A failed run has one row without a metric, and no split.
+        of_group = "" if row["split"] in (None, "test") else f"  ({row['split']}, n={row['n']})"
+        yield f"{row['metric']:<20} {'undefined' if row['value'] is None else format(row['value'], '.4f')}{of_group}"
     for cost in COSTS:
         yield f"{cost:<20} {first[cost]:,.1f}" if cost == "seconds" else f"{cost:<20} {first[cost]:,}"
 
@@ -148,8 +150,8 @@ def _sweep_details(files: fs.FileSystem, folder: str) -> Iterator[Any]:
 
 
 def _value(metrics: pa.Table, metric: str) -> float:
-    values = dict(zip(metrics["metric"].to_pylist(), metrics["value"].to_pylist(), strict=True))
-    return float("nan") if values.get(metric) is None else values[metric]
+    value = test_values(metrics).get(metric)
+    return float("nan") if value is None else value
 
 
 def _size(size: int) -> str:

@@ -33,10 +33,10 @@ METRICS = pa.schema(
         ("name", pa.string()),
         ("method", pa.string()),
         ("task", pa.string()),
-        ("split", pa.string()),
+        ("split", pa.string()),  # test; of a task with `macro` also test/GROUP and test/macro
         ("metric", pa.string()),  # null in the one row of a failed run
         ("value", pa.float64()),  # null in a failed run, and for a NaN; a metric undefined on these rows has no row
-        ("n", pa.int64()),  # rows that the value is computed from
+        ("n", pa.int64()),  # rows that the value is computed from; groups in test/macro
         ("examples", pa.int64()),
         ("seed", pa.int64()),
         ("ablation", pa.string()),
@@ -141,6 +141,12 @@ def metric_table(record: Record, metrics: Mapping[str, float], n: int, split: st
     )
 
 
+def test_values(metrics: pa.Table) -> dict[str, float | None]:
+    """Metric to value of one run on all its test rows, not of groups among them."""
+    rows = metrics.select(["metric", "value", "split"]).to_pylist()
+    return {row["metric"]: row["value"] for row in rows if row["split"] == "test"}
+
+
 def failure_table(record: Record) -> pa.Table:
     """The one row of a failed run: no metric, no value, status failed and the error."""
     return pa.Table.from_pylist([record.row() | {"status": "failed"}], schema=METRICS)
@@ -217,12 +223,15 @@ class Result:
 
     @property
     def values(self) -> dict[str, float | None]:
-        """Metric to value, as the table holds them."""
-        names, values = (self.metrics[column].to_pylist() for column in ("metric", "value"))
-        return dict(zip(names, values, strict=True))
+        """Metric to value on all test rows, as the table holds them."""
+        return test_values(self.metrics)
 
-    def metric(self, name: str) -> float:
+    def metric(self, name: str, split: str = "test") -> float:
         """A metric's value on the test rows; NaN where the table holds null.
+
+        Args:
+            name: of the metric.
+            split: `test`, or of a task with `macro` also `test/macro` and `test/GROUP`.
 
         Raises:
             DataError: the run failed, or has no such metric: one that is undefined on its rows is left out.
@@ -231,9 +240,12 @@ class Result:
         for row in rows:
             if row["error"] is not None:
                 raise DataError(f"{self.run_id}: the run failed and has no metrics: {row['error']}")
-            if row["metric"] == name and row["split"] == "test":
+            if row["metric"] == name and row["split"] == split:
                 return float("nan") if row["value"] is None else float(row["value"])
-        known = {row["metric"] for row in rows if row["split"] == "test"}
+        splits = {row["split"] for row in rows}
+        if split not in splits:
+            raise DataError(f"{self.run_id}: there is no split {split!r}; {suggest(split, splits)}")
+        known = {row["metric"] for row in rows if row["split"] == split}
         raise DataError(f"{self.run_id}: there is no metric {name!r}; {suggest(name, known)}")
 
 

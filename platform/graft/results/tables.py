@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 METRIC_ORDER = (
-    *("accuracy", "f1", "balanced_accuracy", "macro_f1", "auroc", "auc_pr", "log_loss", "ece"),
-    *("exact_match", "chrf", "perplexity", "parsed"),
+    *("pass_at_1", "accuracy", "f1", "balanced_accuracy", "macro_f1", "auroc", "auc_pr", "log_loss", "ece"),
+    *("exact_match", "chrf", "perplexity", "parsed", "boolean_accuracy"),
 )
 """How metrics follow one another; unknown ones come last, by name."""
 
@@ -100,15 +100,15 @@ def metric_names(metrics: pa.Table) -> list[str]:
 
 
 def main_metric(metrics: pa.Table) -> str:
-    """The metric to look at first: accuracy for a classification, f1 for a generation."""
+    """The metric to look at first: accuracy for a classification, f1 for a generation, pass_at_1 for programs."""
     return next(iter(metric_names(metrics)), METRIC_ORDER[0])
 
 
-def summary(metrics: pa.Table, metric: str) -> list[Cell]:
+def summary(metrics: pa.Table, metric: str, split: str = "test") -> list[Cell]:
     """The mean and 95 % interval over seeds of a metric on the test rows, per task, arm and number of examples.
 
     Sorted by task, arm and examples. A failed run counts on those tasks where some run has the metric; a run that
-    the table holds twice counts once.
+    the table holds twice counts once. `split` may also be `test/macro` or `test/GROUP`, where the tasks have them.
     """
     metrics = each_run_once(metrics)
     of_run = arms(metrics)
@@ -116,7 +116,7 @@ def summary(metrics: pa.Table, metric: str) -> list[Cell]:
     columns = ["run_id", "metric", "value", "n", "examples", "seed", "split", "status"]
     for row in metrics.select(columns).to_pylist():
         failed = row["status"] == "failed"
-        if failed or (row["metric"] == metric and row["split"] == "test" and row["value"] is not None):
+        if failed or (row["metric"] == metric and row["split"] == split and row["value"] is not None):
             groups[of_run[row["run_id"]], row["examples"]].append(row)
     tasks = {arm.task for (arm, _), rows in groups.items() if any(row["metric"] == metric for row in rows)}
     return [_cell(metric, *key, rows) for key, rows in sorted(groups.items()) if key[0].task in tasks]

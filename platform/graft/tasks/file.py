@@ -4,20 +4,27 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from graft.errors import DataError
-from graft.spec import Task
-from graft.tasks import columns, reading
+from graft.errors import DataError, suggest
+from graft.tasks import columns, parsers, reading
 from graft.tasks.dataset import RESERVED, Dataset, input_field
+from graft.tasks.groups import GroupedTask
 from graft.tasks.split import divide, labels_of, reserve, shared_rows
 
 
-class FileTask(Task):
+def _texts(value: Any) -> Any:
+    """One value or several as text, as the columns are compared: YAML reads 7 and true as no text."""
+    values = value if isinstance(value, list | tuple) else [value]
+    plain = all(isinstance(one, str | int | float) for one in values)
+    return [str(one) for one in values] if plain else value
+
+
+class FileTask(GroupedTask):
     """Rows from a file that graft splits, or from a training file and a test file that are used whole."""
 
     name: Literal["file"]
@@ -45,6 +52,11 @@ class FileTask(Task):
     """Column of gold rationales; null for none."""
     group: str | None = None
     """Column for grouped intervals (language, source); null for none."""
+    item: str | None = Field(None, min_length=1)
+    """Column whose equal values are one item (a question in several languages): its rows stay on one side of the split.
+    `item: id` where ids are unique within each group only. null: every row is an item of its own."""
+    where: dict[str, Annotated[tuple[str, ...], BeforeValidator(_texts), Field(min_length=1)]] | None = None
+    """Column to the values of the rows that are used, the others are left out; null uses all."""
 
     @model_validator(mode="after")
     def _each_choice_is_made_once(self) -> Self:
@@ -55,6 +67,12 @@ class FileTask(Task):
             raise ValueError(f"give exactly one of text, fields, messages, image, audio; given: {given or 'none'}")
         if (self.label is None) == (self.target is None):
             raise ValueError("give either label: (classification) or target: (generation)")
+        if self.label is not None and self.parser is not None:
+            raise ValueError("parser reads free text, not labels: leave it null, or give target: in place of label:")
+        if self.macro is not None and self.group is None:
+            raise ValueError("macro averages over groups: name their column with group:, or leave macro null")
+        if self.item == "id" and self.group is None:
+            raise ValueError("item: id needs group:, the column within which ids are unique")
         return self
 
     @model_validator(mode="after")
@@ -97,8 +115,11 @@ class FileTask(Task):
         tables = reading.read_tables(self.path)
         if {"train", "test"} <= tables.keys():
             return self._given(*((f"{self.path}/{name}", Path(self.path), tables[name]) for name in ("train", "test")))
-        rows = self._rows(*_single(self.path, tables))
-        return divide(rows, self.inputs, self.kind, self.test_examples, labelled=self.label is not None)
+        rows, items = self._rows(*_single(self.path, tables))
+        labelled = self.label is not None
+        found = divide(rows, self.inputs, self.kind, self.test_examples, labelled=labelled, items=items)
+        self.averaged(found.test)
+        return found
 
     def rows_of(self, path: str, prefix: str = "") -> pa.Table:
         """The checked rows of another file with this task's columns; rows without an `id` are numbered.
@@ -106,14 +127,22 @@ class FileTask(Task):
         Raises:
             DataError: as `read`.
         """
-        return self._rows(*_single(path, reading.read_tables(path)), prefix=prefix)
+        return self._rows(*_single(path, reading.read_tables(path)), prefix=prefix)[0]
 
     def _given(self, train: tuple[str, Path, pa.Table], test: tuple[str, Path, pa.Table]) -> Dataset:
         """The dataset of rows that the user has split."""
-        tables = [self._rows(*train, prefix="train-"), self._rows(*test, prefix="test-")]
-        both = Counter(id for table in tables for id in table["id"].to_pylist())
-        if twice := next((id for id, count in both.items() if count > 1), None):
-            raise DataError(f"id {twice!r} is in {train[0]} and in {test[0]}; ids are unique over both: rename one")
+        (learned, learned_items), (asked, asked_items) = (
+            self._rows(*train, prefix="train-"),
+            self._rows(*test, prefix="test-"),
+        )
+        tables = [learned, asked]
+        ids = [table["id"].to_pylist() for table in tables]
+        for what, own, other in (("id", *ids), ("item", learned_items or [], asked_items or [])):
+            others = set(other)
+            if twice := next((one for one in own if one in others), None):
+                raise DataError(
+                    f"{what} {twice!r} is in {train[0]} and in {test[0]}; {what}s are unique over both: rename one"
+                )
         if shared := shared_rows(tables[1], tables[0], self.inputs):
             raise DataError(
                 f"{test[0]}: {len(shared)} rows have the same input as a row of {train[0]}, the first is row "
@@ -121,25 +150,47 @@ class FileTask(Task):
             )
         labels, pool = labels_of(*tables) if self.label else None, None
         if self.rationale:
-            tables[0], pool = reserve(tables[0], self.inputs, stratified=self.label is not None)
+            tables[0], pool = reserve(tables[0], self.inputs, stratified=self.label is not None, items=learned_items)
+        self.averaged(asked)
         return Dataset(tables[0], tables[1], self.inputs, self.kind, labels, pool=pool)
 
-    def _rows(self, where: str, folder: Path, table: pa.Table, prefix: str = "") -> pa.Table:
-        """The checked rows of one file: id, inputs, target, and rationale and group where there are any."""
+    def _rows(self, where: str, folder: Path, table: pa.Table, prefix: str = "") -> tuple[pa.Table, list[str] | None]:
+        """The checked rows of one file (id, inputs, target, and rationale and group where asked for), their items."""
         if not table.num_rows:
             raise DataError(f"{where}: no rows; give a file with rows under its column names")
-        found = _asked(where, folder, table, self.inputs, self.kind, prefix)
+        if self.where:
+            table, where = self._chosen(table, where), f"{where} (only rows that task.where asks for)"
+        groups, items = (
+            None if name is None else columns.label(reading.column_of(table, name, where), f"{where}, column {name!r}")
+            for name in (self.group, self.item)
+        )
+        if items is not None:
+            _refuse_empty(where, [str(self.item)], [items])
+        within = groups if self.item == "id" else None
+        found = _asked(where, folder, table, self.inputs, self.kind, _ids(table, where, prefix, within))
         for name, source in (("target", self.label or self.target), ("rationale", self.rationale)):
             if source is not None:
                 convert = columns.label if source == self.label else columns.text
                 values = convert(reading.column_of(table, source, where), f"{where}, column {source!r}")
                 _refuse_empty(where, [source], [values])
                 found[name] = pa.field(name, pa.string()), values
-        if self.group is not None:
-            groups = columns.label(reading.column_of(table, self.group, where), f"{where}, column {self.group!r}")
+        parsers.check_targets(found["target"][1].to_pylist(), self.parser, f"{where}, column {self.target!r}")
+        if groups is not None:
             found["group"] = pa.field("group", pa.string()), groups
         fields, values = zip(*found.values(), strict=True)
-        return pa.table(list(values), pa.schema(fields))
+        return pa.table(list(values), pa.schema(fields)), None if items is None else items.to_pylist()
+
+    def _chosen(self, table: pa.Table, where: str) -> pa.Table:
+        """The rows that `where` asks for."""
+        assert self.where is not None
+        for column, wanted in self.where.items():
+            values = columns.label(reading.column_of(table, column, where), f"{where}, column {column!r}")
+            known = set(values.drop_null().to_pylist())
+            for value in wanted:
+                if value not in known:
+                    raise DataError(f"{where}, column {column!r}: no row has {value!r}; {suggest(value, known)}")
+            table = table.filter(pc.is_in(values, value_set=pa.array(wanted, pa.string())))
+        return table
 
 
 def question_rows(path: str | Path, inputs: Sequence[str], kind: str) -> pa.Table:
@@ -151,15 +202,16 @@ def question_rows(path: str | Path, inputs: Sequence[str], kind: str) -> pa.Tabl
     where, folder, table = _single(str(path), reading.read_tables(str(path)))
     if not table.num_rows:
         raise DataError(f"{where}: no rows; give a file with rows under its column names")
-    fields, values = zip(*_asked(where, folder, table, inputs, kind, prefix="question-").values(), strict=True)
+    ids = _ids(table, where, prefix="question-")
+    fields, values = zip(*_asked(where, folder, table, inputs, kind, ids).values(), strict=True)
     return pa.table(list(values), pa.schema(fields))
 
 
 def _asked(
-    where: str, folder: Path, table: pa.Table, inputs: Sequence[str], kind: str, prefix: str
+    where: str, folder: Path, table: pa.Table, inputs: Sequence[str], kind: str, ids: pa.ChunkedArray
 ) -> dict[str, tuple[pa.Field, pa.ChunkedArray]]:
     """Fields and values of `id` and the checked input columns."""
-    found = {"id": (pa.field("id", pa.string()), _ids(table, where, prefix))}
+    found = {"id": (pa.field("id", pa.string()), ids)}
     raw = {name: reading.column_of(table, name, where) for name in inputs}
     values = [_input(column, kind, f"{where}, column {name!r}", folder) for name, column in raw.items()]
     _refuse_empty(where, inputs, values)
@@ -189,17 +241,27 @@ def _single(path: str, tables: dict[str, pa.Table]) -> tuple[str, Path, pa.Table
     return path, source if source.is_dir() else source.parent, next(iter(tables.values()))
 
 
-def _ids(table: pa.Table, where: str, prefix: str) -> pa.ChunkedArray:
-    """The file's own ids where it has the column, else ones made from the rows' positions."""
+def _ids(table: pa.Table, where: str, prefix: str, within: pa.ChunkedArray | None = None) -> pa.ChunkedArray:
+    """The file's own ids where it has the column, else ones made from the rows' positions.
+
+    Args:
+        table: the rows.
+        where: file, for messages.
+        prefix: of made ids.
+        within: the groups within which the file's ids are unique; an id is then `GROUP/ID`.
+    """
     if "id" not in table.column_names:
         return pa.chunked_array([pa.array([f"{prefix}{row}" for row in range(table.num_rows)])])
     ids = columns.label(reading.column_of(table, "id", where), f"{where}, column 'id'")
     _refuse_empty(where, ["id"], [ids])
+    if within is not None:
+        pairs = zip(within.to_pylist(), ids.to_pylist(), strict=True)
+        ids = pa.chunked_array([pa.array([f"{group}/{id}" for group, id in pairs], pa.string())])
     if pc.count_distinct(ids).as_py() < len(ids):
         twice = Counter(ids.to_pylist()).most_common(1)[0]
         raise DataError(
-            f"{where}: id {twice[0]!r} is on {twice[1]} rows; "
-            "make ids unique, or rename the column and the rows are numbered"
+            f"{where}: id {twice[0]!r} is on {twice[1]} rows; make ids unique, or rename the column and the rows are "
+            "numbered; where it is one item in several groups, say so by group: and item: id"
         )
     return ids
 

@@ -25,6 +25,7 @@ from graft.errors import DataError
 from graft.seeds import generator
 from graft.spec import Task
 from graft.tasks.dataset import Dataset
+from graft.tasks.parsers import check_targets
 from graft.tasks.worlds import Random, Row, names, one_in
 
 Part = Literal["substitute", "numbers", "solve"]
@@ -175,7 +176,10 @@ class KeyValueTask(Task):
             for group, kind in ASKED.items()
             for row in self._distinct(world, group, kind, unknown if group in ("solve", "substitute") else known)
         ]
-        return Dataset(_table(train, "train"), _table(test, "test"), ("expression",), self.kind, None)
+        tables = _table(train, "train"), _table(test, "test")
+        for table in tables:
+            check_targets(table["target"].to_pylist(), self.parser, "task key-value")
+        return Dataset(*tables, ("expression",), self.kind, None)
 
     def _distinct(self, world: KeyValueWorld, group: str, kind: str, among: Sequence[str]) -> list[Row]:
         """Different rows of a group of the test; fewer where there are not so many."""

@@ -18,6 +18,9 @@ LEAST_PROBABILITY = 1e-15
 """Probabilities are clipped here before their logarithm is taken: one sure mistake does not decide all."""
 ECE_BINS = 15
 
+ABSTENTION = "no answer"
+"""`No Answer`, as SQuAD's normalisation leaves it: the text does not say, in QA that allows for that."""
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -33,7 +36,11 @@ def perplexity(log_probabilities: Iterable[float], tokens: Iterable[int]) -> flo
 
 
 def classification(
-    targets: Sequence[str], predictions: Sequence[str], log_probabilities: Floats, labels: Sequence[str]
+    targets: Sequence[str],
+    predictions: Sequence[str],
+    log_probabilities: Floats,
+    labels: Sequence[str],
+    rarer: str | None = None,
 ) -> dict[str, float]:
     """The metrics of a classification; all are shares between 0 and 1 except `log_loss` (nats).
 
@@ -51,6 +58,8 @@ def classification(
         predictions: the N predicted labels.
         log_probabilities: [N, C], natural logarithms; rows need not be normalised.
         labels: the C labels, in the order of the columns.
+        rarer: the label of two whose areas are asked for; None finds it among these targets. Rows that are a part of a
+            test set are given the whole set's.
 
     Raises:
         DataError: a row has a NaN among its log-probabilities, or nothing but minus infinity.
@@ -70,10 +79,18 @@ def classification(
             recall_score(true, predicted, labels=np.unique(true), average="macro", zero_division=0)
         ),
         "macro_f1": float(f1_score(true, predicted, average="macro", zero_division=0)),
-        **_areas(true, probabilities),
+        **_areas(true, probabilities, None if rarer is None else column[rarer]),
         "log_loss": _log_loss(probabilities, true),
         "ece": _ece(probabilities[rows, predicted], true == predicted),
     }
+
+
+def rarer_label(targets: Sequence[str], labels: Sequence[str]) -> str | None:
+    """The label of two whose areas are asked for; None where there are more."""
+    if len(labels) != 2:
+        return None
+    first, second = (sum(target == label for target in targets) for label in labels)
+    return labels[0 if first < second else 1]
 
 
 def generation(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
@@ -92,10 +109,15 @@ def generation(targets: Sequence[str], predictions: Sequence[str | None]) -> dic
     chrf = CHRF()
     return {
         "exact_match": _mean(p is not None and _normal(p) == _normal(t) for t, p in pairs),
-        "f1": _mean(0.0 if p is None else _word_f1(_normal(t).split(), _normal(p).split()) for t, p in pairs),
+        "f1": _mean(0.0 if p is None else _word_f1(_words(t), _words(p)) for t, p in pairs),
         "chrf": _mean(0.0 if p is None else chrf.sentence_score(p, [t]).score for t, p in pairs),
         "parsed": _mean(p is not None for _, p in pairs),
     }
+
+
+def abstains(text: str) -> bool:
+    """Whether an answer says that there is none."""
+    return _normal(text) == ABSTENTION
 
 
 def _normalised(log_probabilities: Floats) -> Floats:
@@ -110,7 +132,7 @@ def _normalised(log_probabilities: Floats) -> Floats:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def _areas(true: npt.NDArray[np.int64], probabilities: Floats) -> dict[str, float]:
+def _areas(true: npt.NDArray[np.int64], probabilities: Floats, rarer: int | None) -> dict[str, float]:
     """`auroc` and `auc_pr`, or nothing where all targets are equal."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -119,7 +141,7 @@ def _areas(true: npt.NDArray[np.int64], probabilities: Floats) -> dict[str, floa
     if len(columns) < 2:
         return {}
     if len(counts) == 2:
-        columns = np.array([0 if counts[0] < counts[1] else 1])
+        columns = np.array([(0 if counts[0] < counts[1] else 1) if rarer is None else rarer])
     areas = {"auroc": roc_auc_score, "auc_pr": average_precision_score}
     return {
         name: _mean(area(true == index, probabilities[:, index]) for index in columns) for name, area in areas.items()
@@ -142,6 +164,11 @@ def _normal(text: str) -> str:
     """SQuAD's normalisation of an answer."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def _words(text: str) -> list[str]:
+    """The normalised words; an abstention is one word that no other text has."""
+    return [ABSTENTION] if abstains(text) else _normal(text).split()
 
 
 def _word_f1(target: list[str], prediction: list[str]) -> float:

@@ -1,8 +1,11 @@
 """One table of rows becomes training rows, a fixed test set and a pool for exemplars.
 
 Every draw here comes from one fixed seed, so it is the same for all regimes, methods and sweeps. Rows with
-equal inputs move together: a text that is in the training rows is never asked for in the test.
+equal inputs move together: a text that is in the training rows is never asked for in the test. So do rows of one item
+(a question in several languages).
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +22,13 @@ POOL_ROWS = (8, 64)
 
 
 def divide(
-    table: pa.Table, inputs: tuple[str, ...], kind: str, test_examples: int, *, labelled: bool = True
+    table: pa.Table,
+    inputs: tuple[str, ...],
+    kind: str,
+    test_examples: int,
+    *,
+    labelled: bool = True,
+    items: Sequence[str] | None = None,
 ) -> Dataset:
     """The dataset of a task that comes as one table (`id`, the inputs, `target`, ...).
 
@@ -29,15 +38,17 @@ def divide(
         kind: kind of the input columns.
         test_examples: rows of the test set, at most a third of all.
         labelled: True where `target` is a label; False where it is free text.
+        items: what each row is about, where several rows may be about the same; None where none are.
 
     Raises:
         DataError: one label only, or too few rows.
     """
     labels = labels_of(table) if labelled else None
-    train, test, equal_inputs = split(table, inputs, test_examples, stratified=labelled)
+    train, test, equal_inputs = split(table, inputs, test_examples, stratified=labelled, items=items)
     pool = None
     if "rationale" in table.column_names:
-        train, pool = reserve(train, inputs, stratified=labelled)
+        kept = None if items is None else kept_items(table, items, train)
+        train, pool = reserve(train, inputs, stratified=labelled, items=kept)
     return Dataset(train, test, inputs, kind, labels, equal_inputs, pool)
 
 
@@ -56,8 +67,19 @@ def labels_of(*tables: pa.Table) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def kept_items(table: pa.Table, items: Sequence[str], kept: pa.Table) -> list[str]:
+    """The items of those rows of a table that were kept."""
+    item_of = dict(zip(table["id"].to_pylist(), items, strict=True))
+    return [item_of[id] for id in kept["id"].to_pylist()]
+
+
 def split(
-    table: pa.Table, inputs: tuple[str, ...], test_examples: int, *, stratified: bool = True
+    table: pa.Table,
+    inputs: tuple[str, ...],
+    test_examples: int,
+    *,
+    stratified: bool = True,
+    items: Sequence[str] | None = None,
 ) -> tuple[pa.Table, pa.Table, int]:
     """Training rows, test rows, and how many rows share their input with another.
 
@@ -67,19 +89,21 @@ def split(
     Raises:
         DataError: the rows are too few to give a test set.
     """
-    groups = _equal_inputs(table, inputs)
+    equal = _equal_inputs(table, inputs)
     count = min(test_examples, table.num_rows // 3)
-    chosen = _choose(groups, _strata(table, stratified), count, "test")
+    chosen = _choose(_together(equal, items), _strata(table, stratified), count, "test")
     if not chosen.any():
         raise DataError(
             f"{table.num_rows} rows are too few to give a test set, which takes at most a third of the rows and "
             "never the last one of a label or of a text; add rows, or give train: and test: files"
         )
-    sizes = np.bincount(groups)
+    sizes = np.bincount(equal)
     return table.filter(pa.array(~chosen)), table.filter(pa.array(chosen)), int(sizes[sizes > 1].sum())
 
 
-def reserve(table: pa.Table, inputs: tuple[str, ...], *, stratified: bool = True) -> tuple[pa.Table, pa.Table]:
+def reserve(
+    table: pa.Table, inputs: tuple[str, ...], *, stratified: bool = True, items: Sequence[str] | None = None
+) -> tuple[pa.Table, pa.Table]:
     """The rows that stay, and the exemplar pool taken from them: a tenth, but 8 to 64 rows.
 
     Raises:
@@ -92,7 +116,8 @@ def reserve(table: pa.Table, inputs: tuple[str, ...], *, stratified: bool = True
             f"{table.num_rows} training rows are too few for a task with rationales, "
             f"which sets {count} aside for exemplars; add rows, or leave out rationale:"
         )
-    chosen = _choose(_equal_inputs(table, inputs), _strata(table, stratified), count, "pool")
+    together = _together(_equal_inputs(table, inputs), items)
+    chosen = _choose(together, _strata(table, stratified), count, "pool")
     return table.filter(pa.array(~chosen)), table.filter(pa.array(chosen))
 
 
@@ -105,6 +130,21 @@ def shared_rows(table: pa.Table, other: pa.Table, inputs: tuple[str, ...]) -> li
 def _equal_inputs(table: pa.Table, inputs: tuple[str, ...]) -> npt.NDArray[np.int64]:
     """A number per row that rows with equal inputs share, counted from 0 without gaps."""
     return _numbered(hashing.row_keys(table.select(inputs)))
+
+
+def _together(equal: npt.NDArray[np.int64], items: Sequence[str] | None) -> npt.NDArray[np.int64]:
+    """A number per row that rows share which have the same input or the same item, over any number of rows between."""
+    if items is None:
+        return equal
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    item = _numbered(list(items))
+    size = int(equal.max()) + 1
+    ends = size + int(item.max()) + 1
+    links = coo_matrix((np.ones(len(equal)), (equal, size + item)), shape=(ends, ends))
+    _, component = connected_components(links, directed=False)
+    return _numbered([str(number) for number in component[equal]])
 
 
 def _strata(table: pa.Table, stratified: bool) -> npt.NDArray[np.int64]:
