@@ -497,14 +497,18 @@ def test_entropies_by_their_closed_form() -> None:
     assert entropies("local_entropy", logs) == pytest.approx(expected)
 
 
+BALANCED = ("girl", "red")
+"""Labels of which the tiny model now prefers the one, now the other."""
+
+
 def naive(folder: Path, prompts: list[str]) -> np.ndarray:
     """Probabilities of the labels, one sequence at a time, by transformers alone."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    found = np.zeros((len(prompts), len(LABELS)))
+    found = np.zeros((len(prompts), len(BALANCED)))
     for i, prompt in enumerate(prompts):
         start = len(tokenizer(prompt)["input_ids"])
-        for j, label in enumerate(LABELS):
+        for j, label in enumerate(BALANCED):
             ids = torch.tensor([tokenizer(f"{prompt} {label}")["input_ids"]])
             with torch.inference_mode():
                 logs = model(ids).logits[0].log_softmax(-1)
@@ -514,12 +518,13 @@ def naive(folder: Path, prompts: list[str]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("which", ["global_entropy", "local_entropy"])
-def test_the_order_is_that_of_highest_entropy_on_what_the_model_writes(
-    which: str, fitted: Any, tiny_llama: Path
-) -> None:
+def test_the_order_is_that_of_highest_entropy_on_what_the_model_writes(which: str, tiny_llama: Path) -> None:
     handle = models.load(str(tiny_llama))
-    text = dict(zip(TRAIN["id"].to_pylist(), TRAIN.to_pylist(), strict=True))
-    drawn = shown(fitted("random").after, TEST)[0]
+    targets = [BALANCED[LABELS.index(target)] for target in TRAIN["target"].to_pylist()]
+    train = TRAIN.set_column(2, "target", pa.array(targets))
+    data = Dataset(train, TEST, ("text",), "text", BALANCED)
+    text = {row["id"]: row for row in train.to_pylist()}
+    drawn = shown(fit(spec(tiny_llama, "random"), data).after, TEST)[0]
     blocks = [f"Input: {text[one]['text']}\nLabel: {text[one]['target']}" for one in drawn]
     orders = list(itertools.permutations(range(3)))
     heads = ["\n\n".join(blocks[place] for place in order) for order in orders]
@@ -535,20 +540,9 @@ def test_the_order_is_that_of_highest_entropy_on_what_the_model_writes(
             found.append(-sum(p * math.log(p) for p in shares if p))
         else:
             found.append(float(np.mean([-sum(p * math.log(p) for p in row) for row in probabilities])))
-    best = orders[int(np.argmax(np.round(found, DIGITS)))]
-    assert shown(fitted(which).after, TEST)[0] == [drawn[place] for place in best]
-
-
-def test_local_entropy_changes_an_order(fitted: Any, tiny_llama: Path) -> None:
-    """In some draw at least: an order that never changes would pass for one that is chosen."""
-    changed = []
-    for seed in range(4):
-        orders = [
-            shown(fit(spec(tiny_llama, name, regime_seed=seed)).after, TEST)[0] for name in ("random", "local_entropy")
-        ]
-        assert sorted(orders[0]) == sorted(orders[1])
-        changed.append(orders[0] != orders[1])
-    assert any(changed)
+    best = int(np.argmax(np.round(found, DIGITS)))
+    assert found[best] > found[0]  # the order of the draw would be the wrong one
+    assert shown(fit(spec(tiny_llama, which), data).after, TEST)[0] == [drawn[place] for place in orders[best]]
 
 
 def test_no_target_but_those_of_the_demonstrations_decides_the_order(fitted: Any, tiny_llama: Path) -> None:
