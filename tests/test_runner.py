@@ -41,6 +41,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "icl": {"name": "icl", "num_shots": 2},
     "icl-calibrated": {"name": "icl", "num_shots": 1, "calibrate": True},
     "icl-similar": {"name": "icl", "num_shots": 2, "selection": "similar"},
+    "icl-bm25": {"name": "icl", "num_shots": 2, "selection": "bm25", "order": "similar"},
+    "icl-epr": {"name": "icl", "num_shots": 2, "selection": "epr", "epr_candidates": 4},
+    "icl-entropy": {"name": "icl", "num_shots": 2, "order": "global_entropy"},
 }
 
 

@@ -76,7 +76,17 @@ FIAT: dict[str, dict[str, Any]] = {
     "fiat": {"name": "fiat", "exemplars": 0, "max_rationale_tokens": 4, "adapter": {"peft_type": "LORA", "r": 4}}
 }
 LEARNED = {**TUNED, **CALM, **FIAT}
-METHODS = {**LEARNED, "icl": {"name": "icl", "num_shots": 2}, "probe": {"name": "probe"}}
+THINKING = {"name": "icl", "max_rationale_tokens": 4}
+ICL: dict[str, dict[str, Any]] = {
+    "icl": {"name": "icl", "num_shots": 2},
+    "icl-bm25": {"name": "icl", "num_shots": 2, "selection": "bm25"},
+    "icl-epr": {"name": "icl", "num_shots": 2, "selection": "epr", "epr_candidates": 4},
+    "icl-entropy": {"name": "icl", "num_shots": 2, "order": "local_entropy"},
+    "icl-thought": {**THINKING, "num_shots": 2, "chain_of_thought": "few_shot"},
+    "icl-several": {**THINKING, "chain_of_thought": "zero_shot", "samples": 3},
+    "icl-auto": {**THINKING, "num_shots": 2, "chain_of_thought": "auto"},
+}
+METHODS = {**LEARNED, **ICL, "probe": {"name": "probe"}}
 
 MARKS = {
     "LORA": ("lora_",),
@@ -264,7 +274,7 @@ def test_4_what_is_written_with_caches_is_what_is_written_without(method: str, m
 
 
 @MODEL
-@pytest.mark.parametrize("method", ["icl", "probe"])
+@pytest.mark.parametrize("method", [*ICL, "probe"])
 def test_4_stored_columns_are_what_is_computed(method: str, model: Path, fitted: Any, tmp_path: Path) -> None:
     graph = fitted(method, model).after
     store = ColumnStore(open_storage(tmp_path))
@@ -337,11 +347,11 @@ def test_7_the_seed_decides(method: str, model: Path, fitted: Any, spec: Any) ->
 
 
 @MODEL
-@pytest.mark.parametrize("method", ["icl", "probe"])
+@pytest.mark.parametrize("method", [*ICL, "probe"])
 def test_7_the_same_examples_give_the_same_node(method: str, model: Path, fitted: Any, spec: Any) -> None:
     known = fitted(method, model).after
     assert fit(spec(method, model)).after.fingerprint() == known.fingerprint()
-    if method == "icl":
+    if method in ("icl", "icl-entropy"):  # what the seed draws
         assert fit(spec(method, model, regime_seed=1)).after.fingerprint() != known.fingerprint()
 
 

@@ -174,14 +174,6 @@ class TestTeacher:
         with pytest.raises(ModelError, match=r"longest text that fits has \d+ tokens: set task.max_tokens"):
             explain.check(long)
 
-    def test_several_rationales_are_drawn_by_row(self, tiny_llama: Path) -> None:
-        explain = dataclasses.replace(graph(tiny_llama).nodes[0], samples=3)
-        table = TEST.select(["text"])
-        found = explain.run(table)["rationales"].to_pylist()
-        assert all(len(several) == 3 for several in found)
-        assert any(len(set(several)) > 1 for several in found)
-        assert explain.run(table.slice(4, 1))["rationales"].to_pylist() == found[4:5]
-
     def test_a_server_that_fails_leaves_no_wrong_row(self, tiny_llama: Path, tmp_path: Path) -> None:
         class Failing:
             """A server that stops answering after some rows."""

@@ -13,7 +13,7 @@ from graft import models
 from graft.arrays import score_matrix
 from graft.errors import ModelError, SpecError
 from graft.graph import Context, Graph
-from graft.methods.icl import CONTENT_FREE, Complete
+from graft.methods.completing import CONTENT_FREE, Complete
 from graft.spec import Experiment
 from graft.tasks.dataset import Dataset
 

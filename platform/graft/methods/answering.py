@@ -19,6 +19,7 @@ from graft.errors import ModelError, SpecError
 from graft.graph import Node
 from graft.spec import Task
 from graft.tasks.dataset import Dataset
+from graft.tasks.parsers import parse
 from graft.tasks.templates import Template, render, template_for
 
 Row = dict[str, Any]
@@ -38,6 +39,10 @@ class Answer(Node):
     length_normalize: bool
     max_new_tokens: int
     generation: bool
+    parser: str | None = None
+    """How a written answer is read: a name in `graft.tasks.parsers`; None takes it as it comes."""
+    stops: tuple[str, ...] = ("\n",)
+    """What ends an answer that is written after a plain prompt."""
     label_end: str = ""
     """What follows a label where one begins another; else nothing."""
     labels: tuple[str, ...] = ()
@@ -53,8 +58,10 @@ class Answer(Node):
 
     @property
     def writes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Scores exist where the answer is one of the labels."""
-        return ("prediction", "prompt_tokens_cut") if self.generation else ("prediction", "scores", "prompt_tokens_cut")
+        """Scores exist where the answer is one of the labels; what was written, where that is read by a parser."""
+        if not self.generation:
+            return ("prediction", "scores", "prompt_tokens_cut")
+        return ("prediction", *(("written",) if self.parser else ()), "prompt_tokens_cut")
 
     @property
     def speaker(self) -> Any:
@@ -85,11 +92,19 @@ class Answer(Node):
         template = self._template()
         prompts = self._prompts(template, rows)
         if self.generation:
-            texts = self.speaker.generate(prompts, self.max_new_tokens, stop=self._stops)
-            answers = pa.table({"prediction": pa.array([text.strip() or None for text in texts], pa.string())})
+            answers = self._read(self.speaker.generate(prompts, self.max_new_tokens, stop=self._stops))
         else:
             answers = answer_columns(self._normalised(self._scores(template, prompts, rows)), self.labels)
         return answers.append_column("prompt_tokens_cut", pa.array(self._tokens_cut(rows)))
+
+    def _read(self, texts: Sequence[str]) -> pa.Table:
+        """Columns `prediction` (null where there is nothing to read) and, with a parser, `written`."""
+        found = pa.table({"prediction": pa.array([self._parsed(text) for text in texts], pa.string())})
+        return found.append_column("written", pa.array(texts, pa.string())) if self.parser else found
+
+    def _parsed(self, text: str) -> str | None:
+        """What a written answer says; None where it cannot be read."""
+        return parse(text, self.parser) if self.parser else text.strip() or None
 
     def target_log_probabilities(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """How probable the targets are: the sum over each one's tokens (nats) and their number, both [N].
@@ -155,7 +170,7 @@ class Answer(Node):
     @property
     def _stops(self) -> tuple[str, ...]:
         """What ends a written answer beside the model's own end token."""
-        return () if self._chats else ("\n",)
+        return () if self._chats else self.stops
 
     def _tokens_cut(self, rows: pa.Table) -> np.ndarray:
         cut = np.zeros(rows.num_rows, dtype=np.int32)
@@ -217,6 +232,8 @@ def asking(method: str, role: str, model: Any, task: Task, dataset: Dataset, sco
         "template": template.text,
         "max_tokens": task.max_tokens,
         "generation": generation,
+        "parser": task.parser if generation else None,
+        "stops": task.stops,
         "label_end": _label_end(model, template, dataset.labels) if scores and dataset.labels else "",
     }
 

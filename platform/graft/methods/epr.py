@@ -1,18 +1,18 @@
 """Demonstrations that a model has found helpful, and rows like those that they have helped.
 
-    examples ─► a few near ones each ─► judge: log P(target | the near one, row) ─► helpful and unhelpful ones
-                                                                                           │
-    embedding ─► query projection ─► inner product ◄─ demonstration projection ◄─ learned from
+    examples ─► near ones of each ─► judge: log P(target | a near one, row) ─► the most helpful ones
+                                                                                       │ teach
+    embedding ─► query projection ─► inner product ◄─ demonstration projection ◄───────┘
 
 Rubin et al. 2022 (EPR, arXiv:2112.08633, sections 3.1-3.3). For each example the base model scores others as its only
-demonstration; the best and the worst of them teach two projections, one of what is asked and one of what is shown,
-whose inner product ranks the examples of each row. Deviations from the paper:
+demonstration; the best of them teach two projections, one of what is asked and one of what is shown, whose inner
+product ranks the examples of each row. Deviations from the paper:
 
 - It fine-tunes two BERTs. Here both projections are linear maps of a frozen encoder's embedding and begin as the
   identity, so an untrained retriever is `selection: similar`.
-- Its negatives are the hard one and whatever other rows of a batch hold. Here they are the unhelpful ones and every
-  example that was not scored: with frozen embeddings that is one product of matrices, and a batch's loss does not
-  depend on how the batch is divided among processes.
+- Its negatives are one of the worst candidates and whatever other rows of a batch hold. Here they are all other
+  examples: with frozen embeddings that is one product of matrices, and a batch's loss does not depend on how the batch
+  is divided among processes.
 - A row learns from all its helpful demonstrations at each step; the paper draws one.
 - Candidates are the nearest by BM25, as there; among examples that share no word the most similar embedding decides.
 - Labels are scored among the labels alone, as they will be answered; free text by its whole log-probability.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HELPFUL = 5
-"""Candidates that teach as helpful, and as many as unhelpful (the paper's k); at most half of the candidates each."""
+"""Candidates that teach as helpful (the paper's k); at most half of them, so that there are worse ones."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,22 +93,17 @@ class RetrieveEpr(RetrieveSimilar):
         return sum(one.size for one in (self.query, self.demonstration) if one is not None)
 
     def _lessons(self, rows: pa.Table, context: Context) -> pa.Table:
-        """Examples with what helped and what did not: places `own`, `positives` and `candidates` (lists).
-
-        The last `HELPFUL` candidates are the unhelpful ones.
-        """
+        """Examples by place: each one's `own`, the `positives` that helped it and the `spared`, no negatives of it."""
         near = list(self._near(rows))
         values = iter(self._values(rows, near, context))
         lessons = []
         for own, places in enumerate(near):
             worth = np.array([next(values) for _ in places])
             ranked = [places[place] for place in np.argsort(-worth, kind="stable")]
-            count = min(HELPFUL, len(ranked) // 2)
+            helpful = ranked[: min(HELPFUL, len(ranked) // 2)]
             same = [place for place, key in enumerate(self.keys) if key == self.keys[own]]
-            if count:
-                lessons.append(
-                    {"own": own, "positives": ranked[:count], "spared": [*same, *ranked[:-count]], "unhelpful": count}
-                )
+            if helpful:
+                lessons.append({"own": own, "positives": helpful, "spared": [*same, *helpful]})
         if not lessons:
             raise SpecError(
                 f"method.selection: epr got {rows.num_rows} examples; it needs at least 3 with different inputs: give "
@@ -151,13 +146,14 @@ class RetrieveEpr(RetrieveSimilar):
         return Projections(self.vectors).to(resolve_device(self.device)).train()
 
     def encode(self, rows: pa.Table) -> pa.Table:
-        """What `_lessons` gives; a row's length is the vectors that it names, itself among them."""
-        counts = np.array([len(places) for places in rows["positives"].to_pylist()], np.int32)
-        lengths = 1 + counts + np.asarray(rows["unhelpful"], np.int32)
-        return (
-            rows.select(["own", "positives", "spared"])
-            .append_column("length", pa.array(lengths))
-            .append_column("targets", pa.array([[count] for count in counts.tolist()], pa.list_(pa.int32())))
+        """What `_lessons` gives; a row's length is the vectors that it names: itself and what helped it."""
+        counts = [len(places) for places in rows["positives"].to_pylist()]
+        return pa.table(
+            {
+                **{name: rows[name] for name in ("own", "positives", "spared")},
+                "length": pa.array([1 + count for count in counts], pa.int32()),
+                "targets": pa.array([[count] for count in counts], pa.list_(pa.int32())),
+            }
         )
 
     def collate(self, encoded: pa.Table) -> dict[str, "Tensor"]:

@@ -3,8 +3,7 @@
     text ─► explain ─► rationale ("... The answer is ham.")
 
 It depends on the model, the instruction, the exemplars and the row alone, so the column store holds it for every
-epoch, seed, student and ablation. `samples` draws several rationales per row instead (self-consistency, Wang et al.
-2022, arXiv:2203.11171).
+epoch, seed, student and ablation.
 """
 
 import dataclasses
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from graft.errors import DataError, ModelError
-from graft.hashing import row_keys
 from graft.methods.answering import Answer, Row
 from graft.tasks.templates import Template, render
 
@@ -27,7 +25,7 @@ REMOTE_CHUNK_ROWS = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explain(Answer):
-    """A rationale for each row, blind to its target; greedy, or drawn."""
+    """A rationale for each row, greedy, blind to its target."""
 
     role: str = "teacher"
     """Of the model; what a teacher writes is counted."""
@@ -35,14 +33,8 @@ class Explain(Answer):
     """Rows with `target` and `rationale`, shown before the question."""
     per_group: bool = False
     """Show a row the exemplars of its own group alone."""
-    opening: str = ""
-    """Words that every rationale begins with."""
     donors: tuple[dict[str, Any], ...] = ()
     """Rows that are explained in a row's place, by its column `donor`: a control."""
-    samples: int = 1
-    """Rationales of each row; more than one are drawn."""
-    temperature: float = 1.0
-    """Of drawn ones."""
 
     # What a server says may change, but a rationale is asked for once and is data from then on.
     storable = True
@@ -67,22 +59,19 @@ class Explain(Answer):
     @property
     def writes(self) -> tuple[str, ...]:  # type: ignore[override]
         """The text, whether the limit left it whole, and how much of the input it has not seen."""
-        return ("rationale" if self.samples == 1 else "rationales", "rationale_whole", "rationale_tokens_cut")
+        return ("rationale", "rationale_whole", "rationale_tokens_cut")
 
     def run(self, rows: pa.Table) -> pa.Table:
         """Texts, up to a blank line where the model is no chat."""
         explained = self._explained(rows)
         prompts = self._prompts(self._template(), explained)
-        drawn = [prompt for prompt in prompts for _ in range(self.samples)]
-        written = self.model.write(drawn, self.max_new_tokens, self._stops, self._sampling(explained))
-        texts = [" ".join(filter(None, (self.opening, one.text.strip()))) for one in written]
-        parts = [slice(start, start + self.samples) for start in range(0, len(drawn), self.samples)]
-        columns = [
-            pa.array(texts) if self.samples == 1 else pa.array([texts[part] for part in parts]),
-            pa.array([all(one.whole for one in written[part]) for part in parts]),
-            pa.array(self._tokens_cut(explained)),
-        ]
-        return pa.table(columns, list(self.writes))
+        written = self.model.write(prompts, self.max_new_tokens, self._stops)
+        columns = {
+            "rationale": pa.array([one.text.strip() for one in written], pa.string()),
+            "rationale_whole": pa.array([one.whole for one in written]),
+            "rationale_tokens_cut": pa.array(self._tokens_cut(explained)),
+        }
+        return pa.table(columns)
 
     def check(self, rows: pa.Table) -> None:
         """Every prompt with its rationale fits the model's context.
@@ -101,10 +90,6 @@ class Explain(Answer):
             f"{self.max_new_tokens} tokens to write is {excess.max()} tokens too long; the context of "
             f"{self.model.source.source} holds {self.model.context_tokens}; {self._cure(template, rows, shown)}"
         )
-
-    def prompt(self, template: Template, row: Row) -> str:
-        """What the model reads before it reasons about a row."""
-        return render(template, self._cut(row), self._shown(row), self.instruction, self.model.chat, reasons=True)
 
     def _cure(self, template: Template, rows: pa.Table, shown: int) -> str:
         """With how many exemplars everything fits, or how long a text may be."""
@@ -125,8 +110,10 @@ class Explain(Answer):
         return tuple(one for group in groups for one in [o for o in self.exemplars if o["group"] == group][:count])
 
     def _prompts(self, template: Template, rows: pa.Table) -> list[str]:
-        begun = self.opening if self._chats else f" {self.opening}".rstrip()
-        return [self.prompt(template, row) + begun for row in rows.to_pylist()]
+        return [
+            render(template, self._cut(row), self._shown(row), self.instruction, self.model.chat, reasons=True)
+            for row in rows.to_pylist()
+        ]
 
     def _shown(self, row: Row) -> list[Row]:
         """The exemplars of a row's prompt."""
@@ -142,15 +129,6 @@ class Explain(Answer):
             return rows
         known = {one["id"]: one for one in self.donors}
         return pa.Table.from_pylist([known[donor] for donor in rows["donor"].to_pylist()])
-
-    def _sampling(self, rows: pa.Table) -> Any:
-        """Seeds that follow from what a row says; None for the most likely text."""
-        if self.samples == 1:
-            return None
-        from graft.models.model import Sampling
-
-        keys = [int.from_bytes(key[:8], "little") for key in row_keys(rows.select(self.inputs))]
-        return Sampling(self.temperature, [key + draw for key in keys for draw in range(self.samples)])
 
     def _excess(self, template: object, prompts: Sequence[str]) -> np.ndarray:
         """Tokens by which each prompt with its rationale is too long."""

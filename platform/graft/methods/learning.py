@@ -221,7 +221,7 @@ class Learned(Answer):
     @property
     def _stops(self) -> tuple[str, ...]:
         """An end token is learned, where the model has one."""
-        return () if self._chats or self.model.tokenizer.eos_token_id is not None else ("\n",)
+        return () if self._chats or self.model.tokenizer.eos_token_id is not None else self.stops
 
     def _positions(self, pair: Pair) -> int:
         """Positions of the model that a pair takes; the last token is not read."""

@@ -31,7 +31,7 @@ class Projections(nn.Module):  # type: ignore[misc]
         Args:
             own_B: places of the rows among the examples.
             positives_BP: places of what helped each; -1 where there is none.
-            spared_BN: True where an example is no negative of the row: itself, and candidates that are not the worst.
+            spared_BN: True where an example is no negative of the row: itself, and what helped it.
         """
         # Differences of cosines are lost in half precision.
         with torch.autocast(own_B.device.type, enabled=False):
