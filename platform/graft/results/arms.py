@@ -57,7 +57,8 @@ def arms(metrics: pa.Table) -> dict[str, Arm]:
     runs = _named_by_content([_read(row) for row in metrics.select(columns).to_pylist()])
     wholes = _wholes(runs)
     found = _arms([run for run in runs if run["run_id"] not in wholes])
-    return found | _ablated([run for run in runs if run["run_id"] in wholes], wholes, found)
+    found |= _ablated([run for run in runs if run["run_id"] in wholes], wholes, found)
+    return {run["run_id"]: found[run["run_id"]] for run in runs}
 
 
 def _arms(runs: Sequence[Run]) -> dict[str, Arm]:

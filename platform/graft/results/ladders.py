@@ -42,7 +42,8 @@ class Ladder:
 def ladders(cells: Iterable[Cell]) -> tuple[Ladder, ...]:
     """The ladders, and other ablations, in one metric's cells on one task.
 
-    Two ladders from one whole share rung numbers: which rung stands above which is then unknown, and there is no table.
+    There is no table where the whole was not measured with as many examples; nor where two ladders from one whole share
+    rung numbers, so that which rung stands above which is not known.
     """
     wholes: dict[tuple[str, int], Cell] = {}
     groups: dict[tuple[str, int, bool], dict[str, Cell]] = defaultdict(dict)
@@ -54,9 +55,9 @@ def ladders(cells: Iterable[Cell]) -> tuple[Ladder, ...]:
         else:
             groups[cell.whole, cell.examples, rung_of(cell.ablation) is not None][cell.ablation] = cell
     return tuple(
-        Ladder(whole, examples, cumulative, _rungs(wholes.get((whole, examples)), list(own.values()), cumulative))
+        Ladder(whole, examples, cumulative, _rungs(wholes[whole, examples], list(own.values()), cumulative))
         for (whole, examples, cumulative), own in sorted(groups.items())
-        if not cumulative or len({rung_of(name) for name in own}) == len(own)
+        if (whole, examples) in wholes and (not cumulative or len({rung_of(name) for name in own}) == len(own))
     )
 
 
@@ -74,8 +75,8 @@ def ladder_caption(ladder: Ladder, metric: str) -> str:
     )
 
 
-def _rungs(whole: Cell | None, cells: Sequence[Cell], cumulative: bool) -> tuple[Rung, ...]:
-    numbered = {0: whole} if whole else {}
+def _rungs(whole: Cell, cells: Sequence[Cell], cumulative: bool) -> tuple[Rung, ...]:
+    numbered = {0: whole}
     if cumulative:
         numbered |= {rung_of(cell.ablation or "") or 0: cell for cell in cells}
     else:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from graft.errors import DataError, StoreError, suggest
+from graft.results.ablations import FULL
 from graft.storage import children, exists, open_storage, read_bytes, write_atomic
 
 if TYPE_CHECKING:
@@ -276,9 +277,13 @@ def each_run_once(metrics: pa.Table) -> pa.Table:
     for place, row in enumerate(rows):
         if row["status"] == "done" or row["run_id"] not in done:
             kept.setdefault((row["run_id"], row["split"], row["metric"]), place)
-    # Of several names the least: a ladder's, which has a number.
-    named = sorted(((row["run_id"], row["ablation"]) for row in rows if row["ablation"]), reverse=True)
-    return with_ablations(metrics.take(pa.array(kept.values(), pa.int64())), dict(named))
+    names: dict[str, set[str]] = {}
+    for row in rows:
+        if row["ablation"] is not None:
+            names.setdefault(row["run_id"], set()).add(row["ablation"])
+    # Of several that of what lacks nothing, else a ladder's, which has a number.
+    named = {run_id: FULL if FULL in found else min(found) for run_id, found in names.items()}
+    return with_ablations(metrics.take(pa.array(kept.values(), pa.int64())), named)
 
 
 def with_ablations(metrics: pa.Table, names: Mapping[str, str | None]) -> pa.Table:

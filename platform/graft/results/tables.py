@@ -210,7 +210,7 @@ def terminal(cells: Sequence[Cell]) -> "Table":
     for grid in found:
         for arm in grid.arms:
             row = [Text(grid.task)] if len(found) > 1 else []
-            row.append(Text("\n".join(textwrap.wrap(arm, TERMINAL_NAME))))
+            row.append(Text(_wrapped(arm)))
             for size in sizes:
                 cell = grid.cells.get((arm, size))
                 style = "bold" if cell and grid.is_best(cell) else ""
@@ -219,6 +219,12 @@ def terminal(cells: Sequence[Cell]) -> "Table":
             table.add_row(*row)
         table.add_section()
     return table
+
+
+def _wrapped(arm: str) -> str:
+    """A name over several lines, none of which ends in the dash of an ablation."""
+    bound = arm.replace(" - ", " -\N{NO-BREAK SPACE}")
+    return "\n".join(textwrap.wrap(bound, TERMINAL_NAME)).replace("-\N{NO-BREAK SPACE}", "- ")
 
 
 def markdown_text(text: str) -> str:
@@ -278,6 +284,4 @@ def _cell(metric: str, arm: Arm, examples: int, rows: Sequence[Mapping[str, Any]
     interval = mean_interval(values.values()) if values else None
     n = max((row["n"] or 0 for row in done), default=0)
     failed = len(rows) - len(done)
-    return Cell(
-        metric, arm.task, arm.name, examples, interval, values, len(done), n, failed, arm.whole, arm.ablation
-    )
+    return Cell(metric, arm.task, arm.name, examples, interval, values, len(done), n, failed, arm.whole, arm.ablation)
