@@ -260,7 +260,7 @@ def _read(spec: Path, overrides: list[str] | None) -> "Experiment":
 
 def _show_plan(experiment: "Experiment", with_spec: bool) -> None:
     from graft.sweeps.axes import expand_members
-    from graft.sweeps.sweep import plan_sweep
+    from graft.sweeps.roster import plan_sweep
 
     roster = plan_sweep(experiment, expand_members(experiment))
     first = next(iter(roster.plans.values()))

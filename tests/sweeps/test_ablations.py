@@ -17,8 +17,9 @@ from graft.results.ablations import FULL, label, rung_of
 from graft.spec import Ablations, Experiment
 from graft.sweeps.ablations import ablations
 from graft.sweeps.axes import Member, expand, expand_members
+from graft.sweeps.roster import Roster, plan_sweep
 from graft.sweeps.status import Status, Watcher
-from graft.sweeps.sweep import Roster, plan_sweep, run_sweep
+from graft.sweeps.sweep import run_sweep
 
 MINIMAL = {"name": "x", "task": {"name": "digits", "test_examples": 100}, "method": {"name": "probe"}}
 KNN, LESS, FOLDS = "method.classifier=knn", "regime.examples=32", "regime.validation=3"
@@ -200,9 +201,9 @@ def test_a_key_that_names_no_field_is_named_in_full_with_the_cure(kind: str) -> 
 
 
 def test_a_key_inside_a_value_is_no_field() -> None:
-    assert fault("ladder", LESS, "regime.examples.most=3") == (
-        f"sweep.ablations.ladder: {LESS} regime.examples.most=3: examples.most: 'examples' is 32, which has no keys inside"
-    )
+    message = fault("ladder", LESS, "regime.examples.most=3")
+    assert message.startswith(f"sweep.ablations.ladder: {LESS} regime.examples.most=3: ")
+    assert message.endswith("'examples' is 32, which has no keys inside")
 
 
 @pytest.mark.parametrize("kind", ["ladder", "leave_one_out", "factorial"])

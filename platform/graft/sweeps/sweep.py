@@ -6,7 +6,6 @@ command plans the same runs, finds which are missing and carries out those.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +14,20 @@ import pyarrow as pa
 import yaml
 from pyarrow import fs
 
-from graft import hashing, planning, runner, runs
+from graft import planning, runner, runs
 from graft.cluster import Cluster, check_shared, connect
 from graft.errors import SpecError, StoreError
 from graft.pool import MIN_ROWS, RayPool
 from graft.results.records import Result, failure_table, with_ablations, write_table
 from graft.results.report import write_report
 from graft.results.shared import add_shared
-from graft.spec import Experiment, Sweep
+from graft.spec import Experiment
 from graft.storage import open_storage, write_atomic
 from graft.store import DEFAULT_LIMIT_BYTES
-from graft.sweeps.ablations import names
 from graft.sweeps.axes import Member, expand_members
 from graft.sweeps.curves import Curves
 from graft.sweeps.frozen import compute_shared
+from graft.sweeps.roster import plan_sweep
 from graft.sweeps.status import Status, Watcher
 from graft.sweeps.work import Work
 
@@ -81,51 +80,6 @@ def run_sweep(
         with connect(address, f"graft-sweep-{sweep.status.sweep_id}") as cluster:
             sweep.carry_out(missing, cluster, concurrent)
     return sweep.assemble()
-
-
-@dataclass(frozen=True)
-class Roster:
-    """The runs that a sweep stands for, each once, in the order of the sweep."""
-
-    sweep_id: str
-    plans: Mapping[str, planning.Plan]
-    """run_id to its plan."""
-    ablations: Mapping[str, str | None]
-    """run_id to what it lacks; all None in a sweep without ablations."""
-
-    def describe(self, sweep: Sweep) -> str:
-        """How many runs there are, and how many of each ablation, as text."""
-        lines = [f"sweep      {self.sweep_id}: {len(self.plans)} runs; the first of them:"]
-        if sweep.ablations is not None:
-            counts = Counter(self.ablations[run_id] for run_id in self.plans)
-            rungs = (f"           {name}: {count} run{'s' if count > 1 else ''}" for name, count in counts.items())
-            lines[:0] = [f"ablations  {sweep.ablations.kind}", *rungs]
-        return "\n".join(lines)
-
-
-def plan_sweep(experiment: Experiment, members: Sequence[Member]) -> Roster:
-    """What the members of a sweep come to; no model runs.
-
-    Raises:
-        GraftError: a member cannot be carried out as written.
-    """
-    planned = planning.plans([member.experiment for member in members])
-    # Two values of an axis, or an ablation and an axis, may stand for one experiment; it is carried out and counted
-    # once.
-    plans = {plan.run_id: plan for plan in planned}
-    ablations = names((plan.run_id, member.ablation) for plan, member in zip(planned, members, strict=True))
-    return Roster(identify(experiment, ablations), plans, ablations)
-
-
-def identify(experiment: Experiment, ablations: Mapping[str, str | None]) -> str:
-    """The id of a sweep: slug, and hash of the ids of its runs and of what they are called there.
-
-    Args:
-        experiment: with the sweep.
-        ablations: run_id to the name of its ablation, or None.
-    """
-    called = sorted([run_id, name] for run_id, name in ablations.items() if name is not None)
-    return f"{experiment.name}-{hashing.digest(called or sorted(ablations))[:10]}"
 
 
 class _Sweep:
