@@ -168,6 +168,12 @@ def test_each_axis_value_has_its_own_ablations(record) -> None:
     assert found[6].name == f"{wholes[1]} - method.instruction=false"
 
 
+def test_an_ablation_that_makes_an_axis_void_stands_with_the_first_whole(record) -> None:
+    wholes = [ablated(record, encoder=f"org/{size}", fingerprint=size * 16)[0] for size in ("a", "b")]
+    found = of(*wholes, record("fiat", WHOLE | NONE, encoder=None, ablation="1 method.rationale=none"))
+    assert [arm.whole for arm in found] == [f"fiat models.encoder.source=org/{size}" for size in ("a", "b", "a")]
+
+
 def test_an_ablation_of_the_method_or_the_template_stands_with_its_whole(record) -> None:
     runs = [
         *ablated(record, task_sha="1" * 32)[:2],

@@ -87,8 +87,9 @@ def _arms(runs: Sequence[Run]) -> dict[str, Arm]:
 def _wholes(runs: Sequence[Run]) -> dict[str, Run]:
     """run_id of each ablation to the run that lacks nothing: on the same rows and seeds, the one most like it.
 
-    Of the wholes of several axis values, the others differ from it in the axis too. An ablation whose whole is not
-    here, or has other rows, is a run like any other.
+    Of the wholes of several axis values, the others differ from it in the axis too; where taking something away makes
+    the axis void (two teachers, and no rationale), it stands with the first. An ablation whose whole is not here, or
+    has other rows, is a run like any other.
     """
     wholes: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
