@@ -181,6 +181,10 @@ def test_a_spec_with_a_sweep_is_swept_and_one_without_is_run(desk: Path) -> None
     dry = graft("sweep", "sweep.yaml", "--dry-run", cwd=desk)
     assert dry.returncode == 0, dry.stderr
     assert "18 runs" in dry.stdout
+    ladder = "sweep={ablations: {ladder: [method.classifier=knn, regime.examples=16]}, seeds: 2}"
+    rungs = graft("sweep", "sweep.yaml", ladder, "--dry-run", cwd=desk).stdout
+    assert "ablations  ladder\n           full: 2 runs\n           1 method.classifier=knn: 2 runs\n" in rungs
+    assert "6 runs" in rungs
     assert not (desk / "runs").exists()
 
 

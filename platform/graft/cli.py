@@ -259,17 +259,16 @@ def _read(spec: Path, overrides: list[str] | None) -> "Experiment":
 
 
 def _show_plan(experiment: "Experiment", with_spec: bool) -> None:
-    from graft import planning
-    from graft.sweeps.axes import expand
-    from graft.sweeps.sweep import identify
+    from graft.sweeps.axes import expand_members
+    from graft.sweeps.roster import plan_sweep
 
-    planned = planning.plans(expand(experiment))
+    roster = plan_sweep(experiment, expand_members(experiment))
+    first = next(iter(roster.plans.values()))
     if with_spec:
-        typer.echo(experiment.to_yaml() if experiment.sweep else planned[0].experiment.to_yaml())
+        typer.echo(experiment.to_yaml() if experiment.sweep else first.experiment.to_yaml())
     if experiment.sweep:
-        run_ids = {plan.run_id for plan in planned}
-        typer.echo(f"sweep      {identify(experiment, run_ids)}: {len(run_ids)} runs; the first of them:")
-    typer.echo(planned[0].describe())
+        typer.echo(roster.describe(experiment.sweep))
+    typer.echo(first.describe())
 
 
 def _bytes(text: str) -> int:

@@ -40,15 +40,19 @@ class _StrictLoader(yaml.SafeLoader):
 def override(values: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
     """A copy of a mapping with `key.path=value` words applied; values are YAML."""
     for word in words:
-        key, sign, text = word.partition("=")
-        if not sign or not key:
-            raise SpecError(f"{word!r} is not an override; write key.path=value, for example regime.examples=128")
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise SpecError(f"{key}: {text[:200]!r} is not a YAML value: {' '.join(str(error).split())}") from error
-        values = replaced(values, key, value)
+        values = replaced(values, *key_and_value(word))
     return dict(values)
+
+
+def key_and_value(word: str) -> tuple[str, Any]:
+    """The dotted key and the YAML value of a `key.path=value` word."""
+    key, sign, text = word.partition("=")
+    if not sign or not key:
+        raise SpecError(f"{word!r} is not an override; write key.path=value, for example regime.examples=128")
+    try:
+        return key, yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SpecError(f"{key}: {text[:200]!r} is not a YAML value: {' '.join(str(error).split())}") from error
 
 
 def replaced(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -113,3 +113,100 @@ def test_beside_another_method_a_setting_that_is_not_the_default_is_named(record
         "probe classifier=knn",
         "icl",
     ]
+
+
+WHOLE = {"rationale": "teacher", "instruction": True, "adapter": {"peft_type": "LORA", "r": 8}}
+NONE, PLAIN, FULL = {"rationale": "none"}, {"instruction": False}, {"adapter": "full"}
+RUNGS = {
+    "full": WHOLE,
+    "1 method.rationale=none": WHOLE | NONE,
+    "2 method.instruction=false": WHOLE | NONE | PLAIN,
+    "3 method.adapter=full": WHOLE | NONE | PLAIN | FULL,
+}
+ALONE = {"full": WHOLE, "method.rationale=none": WHOLE | NONE, "method.instruction=false": WHOLE | PLAIN}
+
+
+def ablated(record, rungs=RUNGS, seeds=(0,), **fields):
+    """Runs of a sweep with ablations."""
+    mark = fields.get("encoder", "")
+    return [
+        record(
+            "fiat",
+            settings,
+            ablation=name,
+            seed=seed,
+            run_id=f"{mark}{sorted(map(str, settings.items()))}{seed}",
+            **fields,
+        )
+        for name, settings in rungs.items()
+        for seed in seeds
+    ]
+
+
+def test_an_ablation_is_named_after_its_whole_and_what_it_lacks(record) -> None:
+    assert names(*ablated(record)) == [
+        "fiat full",
+        "fiat - method.rationale=none",
+        "fiat - method.instruction=false",
+        "fiat - method.adapter=full",
+    ]
+    assert names(*ablated(record, ALONE)) == [
+        "fiat full",
+        "fiat - method.rationale=none",
+        "fiat - method.instruction=false",
+    ]
+    first, *_, last = of(*ablated(record))
+    assert (first.whole, first.ablation) == ("fiat", "full")
+    assert (last.whole, last.ablation) == ("fiat", "3 method.adapter=full")
+
+
+def test_each_axis_value_has_its_own_ablations(record) -> None:
+    models = [ablated(record, encoder=f"org/{size}", fingerprint=size * 16) for size in ("a", "b")]
+    found = of(*models[0], *models[1], record("icl", {}))
+    wholes = [f"fiat models.encoder.source=org/{size}" for size in ("a", "b")]
+    assert [arm.whole for arm in found] == [wholes[0]] * 4 + [wholes[1]] * 4 + [None]
+    assert found[6].name == f"{wholes[1]} - method.instruction=false"
+
+
+def test_an_ablation_that_makes_an_axis_void_stands_with_the_first_whole(record) -> None:
+    wholes = [ablated(record, encoder=f"org/{size}", fingerprint=size * 16)[0] for size in ("a", "b")]
+    found = of(*wholes, record("fiat", WHOLE | NONE, encoder=None, ablation="1 method.rationale=none"))
+    assert [arm.whole for arm in found] == [f"fiat models.encoder.source=org/{size}" for size in ("a", "b", "a")]
+
+
+def test_an_ablation_of_the_method_or_the_template_stands_with_its_whole(record) -> None:
+    runs = [
+        *ablated(record, task_sha="1" * 32)[:2],
+        record("icl", {}, ablation="2 method={name: icl}", task_sha="1" * 32),
+    ]
+    runs[1].spec["task"]["template"] = "question"
+    assert of(*runs)[1:] == [
+        Arm("python-docs", f"fiat - {item}", "fiat", f"{number} {item}")
+        for number, item in ((1, "method.rationale=none"), (2, "method={name: icl}"))
+    ]
+
+
+def test_a_ladder_beside_leave_one_out_says_all_that_differs(record) -> None:
+    both = {**RUNGS, "method.instruction=false": WHOLE | PLAIN}
+    assert names(*ablated(record, both)) == [
+        "fiat full",
+        "fiat - method.rationale=none",
+        "fiat - method.instruction=false method.rationale=none",
+        "fiat - method.adapter=full",
+        "fiat - method.instruction=false",
+    ]
+
+
+def test_an_ablation_under_two_names_is_one_arm(record) -> None:
+    runs = [*ablated(record, seeds=(0, 1)), *ablated(record, ALONE, seeds=(2,))[:2]]
+    assert len({arm for arm in of(*runs) if arm.name == "fiat - method.rationale=none"}) == 1
+
+
+def test_an_equal_run_of_a_sweep_without_ablations_is_more_of_the_whole(record) -> None:
+    assert names(*ablated(record), record("fiat", WHOLE, seed=7))[-1] == "fiat full"
+
+
+def test_an_ablation_without_its_whole_or_on_other_rows_is_a_run_like_any_other(record) -> None:
+    assert names(*ablated(record)[1:3]) == ["fiat instruction=true", "fiat instruction=false"]
+    runs = [*ablated(record, task_sha="1" * 32)[:1], *ablated(record, task_sha="2" * 32)[1:2]]
+    assert [arm.whole for arm in of(*runs)] == ["fiat rationale=teacher", None]

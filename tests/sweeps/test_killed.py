@@ -20,9 +20,8 @@ task: {name: file, path: rows.csv, text: text, label: topic}
 models: {encoder: {source: MODEL}}
 method: {name: probe}
 sweep:
-  axes:
-    method.classifier: [majority, centroid, ridge, logistic]
-    regime.examples: [8, 12, 16, 24, 32]
+  axes: {regime.examples: [8, 12, 16, 24, 32]}
+  ablations: {ladder: [method.classifier=ridge, method.classifier=centroid, method.classifier=majority]}
   seeds: 3
 """
 
@@ -49,7 +48,7 @@ def tables(desk: Path) -> tuple[pa.Table, pa.Table]:
     (folder,) = (desk / "sweeps").iterdir()
     metrics = parquet.read_table(folder / "metrics.parquet")
     metrics = metrics.select(
-        ["run_id", "metric", "split", "value", "n", "examples", "seed", "status", "error", "task_sha"]
+        ["run_id", "metric", "split", "value", "n", "examples", "seed", "ablation", "status", "error", "task_sha"]
     )
     answers = parquet.read_table(folder / "predictions.parquet")
     return (

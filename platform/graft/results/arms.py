@@ -2,6 +2,7 @@
 
 An arm is a method and those settings of the spec that differ between the compared runs; the number of examples
 is its axis, the seeds are its repetitions. Rows and models are compared by content: a path says where they lie.
+An ablation is named after the arm that it takes something away from, and after what it lacks.
 """
 
 import json
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from graft.errors import SpecError
 from graft.hashing import digest
+from graft.results.ablations import FULL, label
 from graft.spec import section_class
 
 NOT_AN_ARM = ("name", "task.", "method.name", "regime.examples", "regime.seed", "training.seed", "sweep")
@@ -33,6 +35,10 @@ class Arm(NamedTuple):
 
     task: str
     name: str
+    whole: str | None = None
+    """The name, without `full`, of the arm that this is an ablation of; None where there are no ablations."""
+    ablation: str | None = None
+    """What it lacks, as `graft.results.ablations` names it."""
 
 
 def arms(metrics: pa.Table) -> dict[str, Arm]:
@@ -42,9 +48,21 @@ def arms(metrics: pa.Table) -> dict[str, Arm]:
     their defaults; models where they differ among all runs that have the role.
     Runs share a task where its name, its settings and its rows are the same; rows that differ under one name are
     told apart by a hash: `file path=reviews.csv #1a2b3c`.
+
+    A sweep with ablations has `probe full` and, for what it lacks, `probe - classifier=ridge`: what the items set is no
+    other setting of the arm, and a rung of a ladder is named by its last item alone. Where that would give two
+    experiments one name, as a ladder beside leave-one-out does, it is all that differs from the whole.
     """
-    columns = ["run_id", "method", "task", "status", "spec", "models", "task_sha"]
+    columns = ["run_id", "method", "task", "status", "spec", "models", "task_sha", "seed", "ablation"]
     runs = _named_by_content([_read(row) for row in metrics.select(columns).to_pylist()])
+    wholes = _wholes(runs)
+    found = _arms([run for run in runs if run["run_id"] not in wholes])
+    found |= _ablated([run for run in runs if run["run_id"] in wholes], wholes, found)
+    return {run["run_id"]: found[run["run_id"]] for run in runs}
+
+
+def _arms(runs: Sequence[Run]) -> dict[str, Arm]:
+    """The arms of runs that lack nothing."""
     models = {key for key in _varying([run["spec"] for run in runs]) if key.startswith("models.")}
     methods = _grouped(runs, "method")
     of_method = {
@@ -52,11 +70,63 @@ def arms(metrics: pa.Table) -> dict[str, Arm]:
         for name, specs in methods.items()
     }
     tasks = _tasks(runs)
-    return {
+    found = {
         run["run_id"]: Arm(
             tasks[run["run_id"]], _label(run["method"], run["spec"], of_method[run["method"]], "method.")
         )
         for run in runs
+    }
+    # An equal run of another sweep, which has no ablations, is more of the same.
+    wholes = {found[run["run_id"]] for run in runs if run["ablation"] == FULL}
+    return {
+        run_id: Arm(arm.task, f"{arm.name} {FULL}", arm.name, FULL) if arm in wholes else arm
+        for run_id, arm in found.items()
+    }
+
+
+def _wholes(runs: Sequence[Run]) -> dict[str, Run]:
+    """run_id of each ablation to the run that lacks nothing: on the same rows and seeds, the one most like it.
+
+    Of the wholes of several axis values, the others differ from it in the axis too; where taking something away makes
+    the axis void (two teachers, and no rationale), it stands with the first. An ablation whose whole is not here, or
+    has other rows, is a run like any other.
+    """
+    wholes: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run["ablation"] == FULL:
+            wholes[run["task_sha"], run["seed"]].append(run)
+    return {
+        run["run_id"]: min(near, key=lambda whole: len(_difference(run, whole)))
+        for run in runs
+        if run["ablation"] not in (None, FULL) and (near := wholes[run["task_sha"], run["seed"]])
+    }
+
+
+def _difference(run: Run, whole: Run) -> set[str]:
+    """Keys whose values differ, or that only one of the two has."""
+    own, other = run["spec"], whole["spec"]
+    return {key for key in own.keys() | other.keys() if own.get(key, ...) != other.get(key, ...)}
+
+
+def _ablated(runs: Sequence[Run], wholes: Mapping[str, Run], found: Mapping[str, Arm]) -> dict[str, Arm]:
+    """The arms of ablations, from those of their wholes."""
+    lacks: dict[str, tuple[Arm, str]] = {}
+    names: dict[tuple[Arm, str], str] = {}
+    for run in runs:
+        whole = wholes[run["run_id"]]
+        lack = found[whole["run_id"]], _label("-", run["spec"], _difference(run, whole), "")
+        lacks[run["run_id"]] = lack
+        names[lack] = min(run["ablation"], names.get(lack, run["ablation"]))
+    bearers = Counter((whole, label(name)) for (whole, _), name in names.items())
+    return {
+        run_id: Arm(
+            whole.task,
+            f"{whole.whole} {all_of_it if bearers[whole, label(name)] > 1 else label(name)}",
+            whole.whole,
+            name,
+        )
+        for run_id, (whole, all_of_it) in lacks.items()
+        if (name := names[whole, all_of_it])
     }
 
 
@@ -168,11 +238,12 @@ def _varying(specs: Iterable[Mapping[str, Any]], or_missing: bool = False) -> se
 
 
 def _label(name: str, spec: Mapping[str, Any], keys: set[str], prefix: str) -> str:
-    words = [f"{key.removeprefix(prefix)}={_value_text(value)}" for key, value in spec.items() if key in keys]
+    words = [f"{key.removeprefix(prefix)}={value_text(value)}" for key, value in spec.items() if key in keys]
     return " ".join([name, *words])
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A spec's value inside a name: on one line, and short."""
     whole = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
     text = " ".join(whole.split())
     text = text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 8]}…"

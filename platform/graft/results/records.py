@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from graft.errors import DataError, StoreError, suggest
+from graft.results.ablations import FULL
 from graft.storage import children, exists, open_storage, read_bytes, write_atomic
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ METRICS = pa.schema(
         ("n", pa.int64()),  # rows that the value is computed from; groups in test/macro
         ("examples", pa.int64()),
         ("seed", pa.int64()),
-        ("ablation", pa.string()),
+        ("ablation", pa.string()),  # what it lacks in its sweep's ablations; null in a run's own table
         ("status", pa.string()),  # done | failed
         ("error", pa.string()),
         ("spec", pa.string()),  # JSON of the resolved spec
@@ -94,6 +95,7 @@ class Record:
     spec: Mapping[str, Any]
     """The resolved spec as plain JSON values."""
     ablation: str | None = None
+    """What it lacks, as a sweep's table has it; None in a run's own: it does not know which sweeps reach it."""
     error: str | None = None
     """Why the run failed; None for a run that is done."""
     task_sha: str | None = None
@@ -279,14 +281,29 @@ def load_metrics(paths: Iterable[str]) -> pa.Table:
 
 
 def each_run_once(metrics: pa.Table) -> pa.Table:
-    """The first row of each run, split and metric; rows of a failure only where the run is never done."""
-    rows = metrics.select(["run_id", "split", "metric", "status"]).to_pylist()
+    """The first row of each run, split and metric; rows of a failure only where the run is never done.
+
+    An ablation's name is known to its sweep's rows alone: the rows that are kept have it, wherever it was found.
+    """
+    rows = metrics.select(["run_id", "split", "metric", "status", "ablation"]).to_pylist()
     done = {row["run_id"] for row in rows if row["status"] == "done"}
     kept: dict[tuple[str, str, str], int] = {}
     for place, row in enumerate(rows):
         if row["status"] == "done" or row["run_id"] not in done:
             kept.setdefault((row["run_id"], row["split"], row["metric"]), place)
-    return metrics.take(pa.array(kept.values(), pa.int64()))
+    names: dict[str, set[str]] = {}
+    for row in rows:
+        if row["ablation"] is not None:
+            names.setdefault(row["run_id"], set()).add(row["ablation"])
+    # Of several that of what lacks nothing, else a ladder's, which has a number.
+    named = {run_id: FULL if FULL in found else min(found) for run_id, found in names.items()}
+    return with_ablations(metrics.take(pa.array(kept.values(), pa.int64())), named)
+
+
+def with_ablations(metrics: pa.Table, names: Mapping[str, str | None]) -> pa.Table:
+    """The same rows, the ablation of each run as these names say; null where they say nothing."""
+    column = pa.array([names.get(run_id) for run_id in metrics["run_id"].to_pylist()], pa.string())
+    return metrics.set_column(metrics.column_names.index("ablation"), METRICS.field("ablation"), column)
 
 
 def _existing(path: str) -> fs.FileSystem:

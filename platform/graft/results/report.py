@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from graft.results.arms import Arm, arms
+from graft.results.ladders import Ladder, ladder_caption, ladders
 from graft.results.plots import colour, learning_curve
 from graft.results.records import COSTS, load_metrics
 from graft.results.shared import Shared, load_shared
@@ -25,6 +26,7 @@ from graft.results.tables import (
     Grid,
     caption,
     cell_parts,
+    cell_text,
     grids,
     markdown,
     markdown_text,
@@ -73,6 +75,8 @@ class Section:
     curves: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     """One per number of examples, on the main metric."""
+    ladders: tuple[Ladder, ...]
+    """The ablations of each arm that has some, on the main metric."""
     costs: tuple[Mapping[str, Any], ...]
     colours: Mapping[str, str]
 
@@ -140,6 +144,7 @@ def _section(task: str, cells: Sequence[Cell], runs: Sequence[Mapping[str, Any]]
         grids=tuple(found),
         curves=tuple(learning_curve(cells, name, titles[name]) for name in dict.fromkeys(drawn)),
         verdicts=tuple(_verdict(found[0].ranked(size)) for size in found[0].sizes if found[0].ranked(size)),
+        ladders=ladders(found[0].cells.values()),
         costs=_costs([run for run in runs if run["arm"].task == task], costs, found[0].arms),
         colours={arm: colour(place) for place, arm in enumerate(sorted({cell.arm for cell in cells}))},
     )
@@ -290,6 +295,8 @@ def _rendered(report: Report, template: str) -> str:
         "caption": caption,
         "costs_note": COSTS_NOTE,
         "cell_parts": cell_parts,
+        "cell_text": cell_text,
+        "ladder_caption": ladder_caption,
         "markdown": lambda grid: markdown(list(grid.cells.values())),
     }
     source = resources.files("graft.results").joinpath(template).read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from graft.results.ablations import FULL, rung_of
 from graft.results.arms import Arm, arms
 from graft.results.records import each_run_once
 from graft.results.statistics import Interval, mean_interval
@@ -51,6 +52,10 @@ class Cell:
     """Test rows; 0 where every run failed."""
     failed: int
     """Runs that failed."""
+    whole: str | None = None
+    """What this is an ablation of, as `arms.Arm` has it; None where there are no ablations."""
+    ablation: str | None = None
+    """What it lacks."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -60,7 +65,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A metric on one task: arms from the best to the worst at the largest number of examples."""
+    """A metric on one task: arms from the best to the worst at the largest number of examples.
+
+    Ablations stand below their whole, the rungs of a ladder in its order.
+    """
 
     task: str
     metric: str
@@ -202,7 +210,7 @@ def terminal(cells: Sequence[Cell]) -> "Table":
     for grid in found:
         for arm in grid.arms:
             row = [Text(grid.task)] if len(found) > 1 else []
-            row.append(Text("\n".join(textwrap.wrap(arm, TERMINAL_NAME))))
+            row.append(Text(_wrapped(arm)))
             for size in sizes:
                 cell = grid.cells.get((arm, size))
                 style = "bold" if cell and grid.is_best(cell) else ""
@@ -211,6 +219,12 @@ def terminal(cells: Sequence[Cell]) -> "Table":
             table.add_row(*row)
         table.add_section()
     return table
+
+
+def _wrapped(arm: str) -> str:
+    """A name over several lines, none of which ends in the dash of an ablation."""
+    bound = arm.replace(" - ", " -\N{NO-BREAK SPACE}")
+    return "\n".join(textwrap.wrap(bound, TERMINAL_NAME)).replace("-\N{NO-BREAK SPACE}", "- ")
 
 
 def markdown_text(text: str) -> str:
@@ -242,7 +256,15 @@ def _grid(cells: Sequence[Cell]) -> Grid:
         column = [placed.get((arm, size)) for size in reversed(sizes)]
         return [(False, _badness(cell)) if cell and cell.interval else (True, 0.0) for cell in column]
 
-    names = sorted(sorted({cell.arm for cell in cells}), key=standing)
+    def place(arm: str) -> tuple[Any, ...]:
+        """That of its whole, then its own below it."""
+        whole, ablation = of_arm[arm]
+        if whole is None or ablation is None:
+            return standing(arm), arm
+        return standing(f"{whole} {FULL}"), f"{whole} {FULL}", ablation != FULL, rung_of(ablation) or 0, standing(arm)
+
+    of_arm = {cell.arm: (cell.whole, cell.ablation) for cell in cells}
+    names = sorted(sorted(of_arm), key=place)
     return Grid(cells[0].task, cells[0].metric, sizes, tuple(names), placed)
 
 
@@ -261,4 +283,5 @@ def _cell(metric: str, arm: Arm, examples: int, rows: Sequence[Mapping[str, Any]
     values = {seed: sum(found) / len(found) for seed, found in sorted(of_seed.items())}
     interval = mean_interval(values.values()) if values else None
     n = max((row["n"] or 0 for row in done), default=0)
-    return Cell(metric, arm.task, arm.name, examples, interval, values, len(done), n, len(rows) - len(done))
+    failed = len(rows) - len(done)
+    return Cell(metric, arm.task, arm.name, examples, interval, values, len(done), n, failed, arm.whole, arm.ablation)

@@ -14,19 +14,20 @@ import pyarrow as pa
 import yaml
 from pyarrow import fs
 
-from graft import hashing, planning, runner, runs
+from graft import planning, runner, runs
 from graft.cluster import Cluster, check_shared, connect
 from graft.errors import SpecError, StoreError
 from graft.pool import MIN_ROWS, RayPool
-from graft.results.records import Result, failure_table, write_table
+from graft.results.records import Result, failure_table, with_ablations, write_table
 from graft.results.report import write_report
 from graft.results.shared import add_shared
 from graft.spec import Experiment
 from graft.storage import open_storage, write_atomic
 from graft.store import DEFAULT_LIMIT_BYTES
-from graft.sweeps.axes import expand
+from graft.sweeps.axes import Member, expand_members
 from graft.sweeps.curves import Curves
 from graft.sweeps.frozen import compute_shared
+from graft.sweeps.roster import plan_sweep
 from graft.sweeps.status import Status, Watcher
 from graft.sweeps.work import Work
 
@@ -69,10 +70,10 @@ def run_sweep(
         ClusterError: there is no cluster, or it was lost.
     """
     watcher = watcher or Watcher()
-    members = expand(experiment)
-    if (most := max(member.scaling.workers for member in members)) > 1:
+    members = expand_members(experiment)
+    if (most := max(member.experiment.scaling.workers for member in members)) > 1:
         raise SpecError(f"scaling.workers: got {most}; a sweep trains each run in one process: give 1")
-    runner.train_missing(members, watcher.rows, address)
+    runner.train_missing([member.experiment for member in members], watcher.rows, address)
     sweep = _Sweep(experiment, members, storage, watcher, store_limit_bytes)
     sweep.read_done()
     if missing := sweep.missing():
@@ -81,31 +82,25 @@ def run_sweep(
     return sweep.assemble()
 
 
-def identify(experiment: Experiment, planned: Iterable[str]) -> str:
-    """The id of a sweep: slug, and hash of the ids of its runs."""
-    return f"{experiment.name}-{hashing.digest(sorted(set(planned)))[:10]}"
-
-
 class _Sweep:
     """The runs of one sweep and what is known of each so far."""
 
     def __init__(
         self,
         experiment: Experiment,
-        members: Sequence[Experiment],
+        members: Sequence[Member],
         storage: str | Path,
         watcher: Watcher,
         store_limit_bytes: int,
     ):
-        # Two values of an axis may stand for one experiment; it is carried out and counted once.
-        self.plans = {plan.run_id: plan for plan in planning.plans(members)}
+        self.roster = plan_sweep(experiment, members)
+        self.plans = self.roster.plans
         self.files = open_storage(storage)
         self.storage = storage
         self.watcher = watcher
         self.store_limit_bytes = store_limit_bytes
-        sweep_id = identify(experiment, self.plans)
-        self.folder = f"sweeps/{sweep_id}"
-        self.status = Status(sweep_id, _inside(storage, self.folder), len(self.plans))
+        self.folder = f"sweeps/{self.roster.sweep_id}"
+        self.status = Status(self.roster.sweep_id, _inside(storage, self.folder), len(self.plans))
         self.results: dict[str, Result] = {}
         self.curves = Curves(self.files, self.folder)
         self.description = _description(experiment, self.plans)
@@ -157,7 +152,7 @@ class _Sweep:
             else:
                 error = self.status.failed.get(run_id, "it ended without a result; give the same command again")
                 tables.append(failure_table(runner.failure(plan, error)))
-        metrics = pa.concat_tables(tables)
+        metrics = with_ablations(pa.concat_tables(tables), self.roster.ablations)
         write_atomic(self.files, f"{self.folder}/sweep.yaml", self.description)
         _write_predictions(self.files, f"{self.folder}/predictions.parquet", answers)
         write_table(self.files, f"{self.folder}/metrics.parquet", metrics)
