@@ -92,12 +92,12 @@ class Answer(Node):
         template = self._template()
         prompts = self._prompts(template, rows)
         if self.generation:
-            answers = self._read(self.speaker.generate(prompts, self.max_new_tokens, stop=self._stops))
+            answers = self._answers(self.speaker.generate(prompts, self.max_new_tokens, stop=self._stops))
         else:
             answers = answer_columns(self._normalised(self._scores(template, prompts, rows)), self.labels)
         return answers.append_column("prompt_tokens_cut", pa.array(self._tokens_cut(rows)))
 
-    def _read(self, texts: Sequence[str]) -> pa.Table:
+    def _answers(self, texts: Sequence[str]) -> pa.Table:
         """Columns `prediction` (null where there is nothing to read) and, with a parser, `written`."""
         found = pa.table({"prediction": pa.array([self._parsed(text) for text in texts], pa.string())})
         return found.append_column("written", pa.array(texts, pa.string())) if self.parser else found

@@ -76,12 +76,9 @@ class Reason(Complete):
         """Reason, then answer."""
         template = self._template()
         asked = [prompt for prompt in self._questions(template, rows) for _ in range(self.samples)]
-        written = self.model.write(
-            [self._begun(prompt) for prompt in asked],
-            self.max_rationale_tokens,
-            self._reason_stops,
-            self._sampling(rows),
-        )
+        sampling = drawing(rows.select(self.inputs), self.samples, self.temperature)
+        begun = [self._begun(prompt) for prompt in asked]
+        written = self.model.write(begun, self.max_rationale_tokens, () if self._chats else ("\n\n",), sampling)
         thoughts = [" ".join(filter(None, (self._opening, one.text.strip()))) for one in written]
         prompts = [concluding(*pair, chat=self._chats) for pair in zip(asked, thoughts, strict=True)]
         answers, chosen, votes = self._texts(prompts) if self.generation else self._labels(template, prompts)
@@ -131,7 +128,7 @@ class Reason(Complete):
             chosen.append(own.index(best))
             votes.append(own.count(best) / self.samples)
         taken = [texts[start].strip().removesuffix(".") for start in np.arange(len(chosen)) * self.samples + chosen]
-        return self._read(taken), np.array(chosen), np.array(votes)
+        return self._answers(taken), np.array(chosen), np.array(votes)
 
     def _questions(self, template: Template, rows: pa.Table) -> list[str]:
         """What the model reads before it reasons."""
