@@ -66,6 +66,7 @@ def experiment(csv: Path, method: dict[str, Any], encoder: Path, base: Path, **c
         "task": {"name": "file", "path": str(csv), "text": "text", "label": "topic"},
         "regime": {"examples": 30},
         "method": method,
+        "training": {"max_steps": 20},
     }
     return Experiment.from_mapping({**values, **changes})
 

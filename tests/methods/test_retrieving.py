@@ -29,7 +29,7 @@ from graft.spec import Experiment, ModelSource
 from graft.storage import open_storage
 from graft.store import ColumnStore
 from graft.tasks.dataset import Dataset
-from graft.tasks.templates import render_next, template_for
+from graft.tasks.templates import template_for
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -572,25 +572,6 @@ def test_demonstrations_too_long_to_write_after_say_so(tiny_llama: Path) -> None
     long = TRAIN.set_column(1, "text", pa.array([f"{text} snow" * 25 for text in TRAIN["text"].to_pylist()]))
     with pytest.raises(ModelError, match=r"tokens too long.*lower method\.num_shots.*order: given"):
         fit(spec(tiny_llama, "local_entropy"), dataset(long))
-
-
-@pytest.mark.parametrize(
-    ("template", "inputs", "written", "row"),
-    [
-        ("Input: {text}\nLabel: {target}", ("text",), " ice and snow\nLabel: cold", {"text": "ice and snow"}),
-        ("Input: {text}\nLabel: {target}", ("text",), " ice", {"text": "ice"}),
-        ("{a} -> {b}: {target}", ("a", "b"), "x -> y: z", {"a": "x", "b": "y"}),
-        ("Say {b} and {a}\n{target}", ("a", "b", "c"), " p and q\nr", {"a": "q", "b": "p", "c": ""}),
-    ],
-)
-def test_a_template_reads_what_it_writes(template: str, inputs: tuple[str, ...], written: str, row: Any) -> None:
-    found = template_for(template, inputs, "text", False)
-    assert found.read(written) == row
-    whole = found.query({**dict.fromkeys(inputs, "_"), **row})
-    assert whole.startswith(found.opening)
-    assert found.read(whole.removeprefix(found.opening)) == row
-    prompt = render_next(found, [{**dict.fromkeys(inputs, "_"), **row, "target": "t"}], "Go.")
-    assert prompt.split("\n\n") == ["Go.", f"{whole}{found.candidate('t')}", found.opening]
 
 
 def test_imagined_conversations_are_a_user_s_turn(tiny_llama: Path) -> None:

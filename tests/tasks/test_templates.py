@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.errors import DataError, SpecError
-from graft.tasks.templates import TEMPLATES, answer_in, concluding, render, template_for
+from graft.tasks.templates import TEMPLATES, answer_in, concluding, render, render_next, template_for
 
 SHOTS = [{"text": "free money", "target": "spam"}, {"text": "see you at five", "target": "ham"}]
 ASKED = {"text": "call now", "target": "must not be read"}
@@ -184,3 +184,22 @@ def test_a_conversation_is_followed_by_its_rationale() -> None:
     template = template_for("default", ("talk",), "messages", generation=True)
     prompt = render(template, {"talk": CONVERSATION}, chat=transcript, rationale="It hums.")
     assert prompt.endswith("<user>Is it on?\n\nExplanation: It hums.<assistant>")
+
+
+@pytest.mark.parametrize(
+    ("template", "inputs", "written", "row"),
+    [
+        ("Input: {text}\nLabel: {target}", ("text",), " ice and snow\nLabel: cold", {"text": "ice and snow"}),
+        ("Input: {text}\nLabel: {target}", ("text",), " ice", {"text": "ice"}),
+        ("{a} -> {b}: {target}", ("a", "b"), "x -> y: z", {"a": "x", "b": "y"}),
+        ("Say {b} and {a}\n{target}", ("a", "b", "c"), " p and q\nr", {"a": "q", "b": "p", "c": ""}),
+    ],
+)
+def test_a_template_reads_what_it_writes(template: str, inputs: tuple[str, ...], written: str, row: Any) -> None:
+    found = template_for(template, inputs, "text", False)
+    assert found.read(written) == row
+    whole = found.query({**dict.fromkeys(inputs, "_"), **row})
+    assert whole.startswith(found.opening)
+    assert found.read(whole.removeprefix(found.opening)) == row
+    prompt = render_next(found, [{**dict.fromkeys(inputs, "_"), **row, "target": "t"}], "Go.")
+    assert prompt.split("\n\n") == ["Go.", f"{whole}{found.candidate('t')}", found.opening]

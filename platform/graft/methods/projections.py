@@ -42,4 +42,4 @@ class Projections(nn.Module):  # type: ignore[misc]
             helpful_BP = scores_BN.gather(1, positives_BP.clamp(min=0))
             # -log(e^p / (e^p + sum of e^n)), in the form that does not overflow.
             loss_BP = nn.functional.softplus(negatives_B1 - helpful_BP)
-            return loss_BP.masked_fill(positives_BP < 0, 0.0).sum()[None]
+            return torch.stack([loss_BP.masked_fill(positives_BP < 0, 0.0).sum()])
