@@ -53,9 +53,9 @@ def main() -> None:
         os.write(out, f"no walls: {error}".encode())
         os._exit(0)
     os.environ.clear()
-    tell = refuse(inside), os.write, os._exit
+    write, leave = os.write, os._exit  # before a program could put something in their place
+    refuse(inside)
     why = verdict(job["program"], job["tests"], job["names"])
-    _, write, leave = tell
     write(out, (job["password"] if why is None else why).encode("utf-8", "replace")[:200])
     leave(0)
 

@@ -9,6 +9,7 @@ each problem (greedily, where the method writes so), so `pass_at_1` is the share
 import ast
 import json
 import re
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from graft.tasks.split import SEED
 Row = Mapping[str, Any]
 
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nassert ", "\n```")
-"""What begins after a function that continues a prompt has ended; HumanEval's own, and those that show it as clearly."""
+"""What begins after a function that continues a prompt has ended; HumanEval's own, and others as clear."""
 
 
 class ProgramTask(Task):
@@ -152,8 +153,10 @@ class Mbpp(ProgramTask):
         codes = [code.replace("\r\n", "\n").rstrip() for code in found["code"]]
         rows = _table([f"mbpp/{number}" for number in found["task_id"]], inputs, codes, checks)
         numbers = [int(number) for number in found["task_id"]]
-        learned = rows.take([place for place, number in enumerate(numbers) if 601 <= number <= 974])
-        asked = rows.take([place for place, number in enumerate(numbers) if 11 <= number <= 510])
+        learned, asked = (
+            rows.filter(pa.array([first <= number <= last for number in numbers], pa.bool_()))
+            for first, last in ((601, 974), (11, 510))
+        )
         if not (learned.num_rows and asked.num_rows):
             raise DataError(
                 f"{self.path}: column 'task_id' has {asked.num_rows} problems from 11 to 510 (the test) and "
@@ -205,4 +208,10 @@ def _test_list(value: Any, path: str) -> list[str]:
 
 def _defined(code: str) -> list[str]:
     """Names that the authors' solution defines: tests mean these, even where they are a builtin's."""
-    return [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the benchmark's own style, which is not ours to change
+        try:
+            tree = ast.parse(code)
+        except SyntaxError:
+            return []
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]

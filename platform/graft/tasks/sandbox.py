@@ -45,6 +45,8 @@ JAIL = Path(__file__).with_name("jail.py")
 MEMORY_BYTES = 512 * 2**20
 """Of addresses, the interpreter's own (about 30 MB) included."""
 FILE_BYTES = 2**20
+SPARE_SECONDS = 5
+"""On the clock, beside three times the processor time: for a machine that is busy with others."""
 ANSWER_BYTES = 256
 """Most that is read of what a sandbox says."""
 PROBE = "import collections, datetime, decimal, hashlib, heapq, itertools, json, math, random, re, string, typing"
@@ -78,7 +80,7 @@ def run_all(jobs: Sequence[Job], seconds: int = 10) -> list[Outcome]:
 
     Args:
         jobs: the programs.
-        seconds: processor time that each may take; on the clock three times that, and a little.
+        seconds: processor time that each may take; on the clock three times that, and SPARE_SECONDS.
 
     Raises:
         DataError: this system cannot run programs with any walls around them.
@@ -125,9 +127,10 @@ def run(job: Job, seconds: int, kind: Walls) -> Outcome:
             "memory_bytes": MEMORY_BYTES,
             "file_bytes": FILE_BYTES,
         }
-        said = _said(json.dumps(content).encode(), folder, 3 * seconds + 5)
+        on_the_clock = 3 * seconds + SPARE_SECONDS
+        said = _said(json.dumps(content).encode(), folder, on_the_clock)
     if said is None:
-        return Outcome(False, f"it took more than {3 * seconds + 5} s on the clock")
+        return Outcome(False, f"it took more than {on_the_clock} s on the clock")
     if said == password.encode():
         return Outcome(True, "")
     return Outcome(False, said.decode("utf-8", "replace") or "its process ended before its tests did")
@@ -149,9 +152,9 @@ def _said(content: bytes, folder: str, seconds: float) -> bytes | None:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        with process.stdout, contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(content)
-            process.stdin.close()
+        with process.stdout:
+            with contextlib.suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(content)
             return _read(process.stdout.fileno(), time.monotonic() + seconds)
     finally:
         with contextlib.suppress(ProcessLookupError):
