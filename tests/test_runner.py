@@ -18,7 +18,7 @@ from graft.errors import DataError, GraftError, ModelError, SpecError
 from graft.prediction import predict_file
 from graft.results.listing import details, run_table
 from graft.results.records import METRICS
-from graft.results.tables import summary
+from graft.results.tables import main_metric, summary
 from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.tasks.groups import GroupedTask
@@ -433,3 +433,22 @@ def test_labels_have_no_parser(tiny_bert: Path) -> None:
     values = {"name": "x", "models": {"encoder": {"source": str(tiny_bert)}}, "method": {"name": "probe"}}
     with pytest.raises(SpecError, match=r"task\.parser: number reads free text; the answers are labels"):
         planning.plan(Experiment.from_mapping({**values, "task": {"name": "python-docs", "parser": "number"}}))
+
+
+def test_programs_are_judged_and_what_judges_is_written_nowhere(tiny_llama: Path, tmp_path: Path) -> None:
+    problem = {"prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
+    checks = "def check(candidate):\n    assert candidate() == 1\n"
+    lines = [json.dumps({**problem, "task_id": f"a/{row}", "test": checks}) for row in range(5)]
+    (tmp_path / "problems.jsonl").write_text("\n".join(lines))
+    values = {
+        "name": "programs",
+        "models": {"base": {"source": str(tiny_llama)}},
+        "task": {"name": "humaneval", "path": str(tmp_path / "problems.jsonl"), "test_examples": 3},
+        "regime": {"examples": 2},
+        "method": {"name": "icl", "num_shots": 1, "max_new_tokens": 5},
+    }
+    result = Experiment.from_mapping(values).run(tmp_path)
+    assert result.metric("pass_at_1") == 0.0
+    assert result.predictions["target"].to_pylist() == ["    return 1\n"] * 3
+    assert "checks" not in result.predictions.column_names
+    assert main_metric(result.metrics) == "pass_at_1"
