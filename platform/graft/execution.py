@@ -105,7 +105,7 @@ def _stored(node: "Node", rows: pa.Table, store: ColumnStore, progress: Progress
     store.count(node.tally, calls=len(missing), reads=len(place))
     if missing:
         node.check(rows.take(list(missing.values())))
-    if pool is not None and len(missing) > pool.min_rows:
+    if pool is not None and len(missing) > min(pool.min_rows, node.pool_rows or pool.min_rows):
         pool.fill(node, list(missing), rows.take(list(missing.values())), store, progress)
         read_store(counted=False)  # computed for this very call: that saved nothing
     total = len(missing)

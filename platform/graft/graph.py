@@ -123,6 +123,8 @@ class Node(ABC):
     """True: `run` depends on `fingerprint()` and the row alone, and costs more than reading it back."""
     version = 1
     """Raise it when `run` changes what it gives: part of the fingerprint, so that nothing stale is read."""
+    pool_rows: int | None = None
+    """Missing rows above which other processes compute them; None leaves it to the pool."""
     tally = ""
     """Under what a run's record counts the rows computed and those read from the store; "" counts neither."""
     chunk_rows = 512

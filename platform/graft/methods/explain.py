@@ -19,6 +19,8 @@ from graft.tasks.templates import Template, render
 
 REASON = "Explain step by step what the answer is, and why."
 """The default instruction."""
+POOL_ROWS = 300
+"""Writing is slow: above so many rows the processes of a pool are worth their start."""
 REMOTE_CHUNK_ROWS = 8
 """Of rows that somebody else's server answers, few may be lost."""
 
@@ -38,6 +40,7 @@ class Explain(Answer):
 
     # What a server says may change, but a rationale is asked for once and is data from then on.
     storable = True
+    pool_rows = POOL_ROWS
 
     @property
     def chunk_rows(self) -> int:  # type: ignore[override]
