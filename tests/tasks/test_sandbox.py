@@ -163,6 +163,13 @@ def test_where_there_are_no_namespaces_the_weaker_walls_are_named(
         sandbox.walls.__wrapped__()
 
 
+def test_a_program_that_could_not_be_walled_in_is_no_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "walls", lambda: "namespaces")
+    monkeypatch.setattr(sandbox, "run", lambda *_: Outcome(False, "no walls: unshare: No space left on device"))
+    with pytest.raises(DataError, match=r"could not be run safely \(no walls: unshare: No space"):
+        sandbox.run_all([Job("", "")])
+
+
 def test_root_runs_nothing_as_root() -> None:
     """Without namespaces a program is nobody's, or it is not run."""
     found = sandbox.run(Job("import os\nraise ValueError(os.getuid())", ""), 5, "process")

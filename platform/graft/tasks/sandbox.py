@@ -49,6 +49,8 @@ SPARE_SECONDS = 5
 """On the clock, beside three times the processor time: for a machine that is busy with others."""
 ANSWER_BYTES = 256
 """Most that is read of what a sandbox says."""
+NO_WALLS = "no walls: "
+"""Begins what a sandbox says that was not made: its program has not run."""
 PROBE = "import collections, datetime, decimal, hashlib, heapq, itertools, json, math, random, re, string, typing"
 """What the walls must leave within reach."""
 
@@ -83,11 +85,14 @@ def run_all(jobs: Sequence[Job], seconds: int = 10) -> list[Outcome]:
         seconds: processor time that each may take; on the clock three times that, and SPARE_SECONDS.
 
     Raises:
-        DataError: this system cannot run programs with any walls around them.
+        DataError: this system cannot run programs with any walls around them, or could not run one of these.
     """
     kind = walls()
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as threads:
-        return list(threads.map(lambda job: run(job, seconds, kind), jobs))
+        outcomes = list(threads.map(lambda job: run(job, seconds, kind), jobs))
+    if unwalled := next((outcome.why for outcome in outcomes if outcome.why.startswith(NO_WALLS)), None):
+        raise DataError(f"a program could not be run safely ({unwalled}), so none is judged; give the command again")
+    return outcomes
 
 
 @functools.cache
