@@ -1,4 +1,4 @@
-"""Finished runs to serve: three that share an encoder, one on vectors without any model, and a composed model."""
+"""Finished runs to serve: three that share an encoder, one on vectors without any model, two of several models."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from graft.spec import Experiment
 
 TOPICS = ("rain", "bread")
-NAMES = ("centroid", "ridge", "tart", "vectors", "calm", "words")
+NAMES = ("centroid", "ridge", "tart", "vectors", "calm", "fiat", "words")
 
 
 def carry_out(storage: Path, **values: Any) -> str:
@@ -44,6 +44,15 @@ def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llam
         training={"max_steps": 4, "learning_rate": 1e-2},
     )
     (folder / "calm").write_text(calm)
+    fiat = carry_out(
+        folder,
+        models={"teacher": base, "student": {"source": str(tiny_gpt2)}},
+        task={**rows, "label": "topic"},
+        method={"name": "fiat", "exemplars": 0, "max_rationale_tokens": 4},
+        regime={"examples": 12},
+        training={"max_steps": 4, "learning_rate": 1e-2},
+    )
+    (folder / "fiat").write_text(fiat)
     words = carry_out(
         folder,
         models={"encoder": encoder, "base": base},

@@ -24,7 +24,7 @@ from graft.cluster import connect
 
 GRAFT = [sys.executable, "-m", "graft.cli"]
 SECONDS = 180
-SERVED = ("centroid", "ridge", "tart", "vectors", "calm")
+SERVED = ("centroid", "ridge", "tart", "vectors", "calm", "fiat")
 
 
 @dataclass
@@ -140,15 +140,17 @@ def test_health_readiness_and_a_wrong_key(server: Process, run_ids: dict[str, st
 
 def test_a_shared_encoder_is_deployed_once(server: Process, run_ids: dict[str, str]) -> None:
     graphs = {graph["model"]: graph["nodes"] for graph in server.get("/v1/graph").json()["data"]}
-    centroid, ridge, tart, vectors, calm = (graphs[run_ids[name]] for name in SERVED)
+    centroid, ridge, tart, vectors, calm, fiat = (graphs[run_ids[name]] for name in SERVED)
     (shared,) = {node["deployment"] for node in [*centroid, *ridge, tart[0]]}
     assert [node["class"] for node in centroid] == ["graft.methods.embed:Embed", "graft.methods.probe:Classify"]
     assert centroid[0]["models"] == ridge[0]["models"]
     assert len(centroid[0]["models"]["model"]["fingerprint"]) == 32
     assert list(calm[0]["models"]) == ["model", "augmenting/0"]
+    assert [node["class"] for node in fiat] == ["graft.methods.explain:Explain", "graft.methods.fiat:Student"]
+    teacher, student = (node["deployment"] for node in fiat)
     running = {title(child) for child in descendants(server.popen.pid) if "ServeReplica:graft:" in title(child)}
     assert {line.split("graft:")[1].strip() for line in running} == {
-        *(shared, tart[1]["deployment"], vectors[0]["deployment"], calm[0]["deployment"], "http")
+        *(shared, tart[1]["deployment"], vectors[0]["deployment"], calm[0]["deployment"], teacher, student, "http")
     }
 
 
