@@ -210,6 +210,7 @@ def _facts(
         "computed once": tuple(
             f"{cost.graph}: {cost.rows:,} rows for all runs, {cost.forward_passes:,} forward passes, "
             f"{cost.tokens:,} tokens, {cost.seconds:,.0f} s"
+            + (f", {cost.teacher_calls:,} rationales" if cost.teacher_calls else "")
             for cost in shared
         ),
         "device": tuple(sorted({run["device"] for run in runs if run["device"]})),

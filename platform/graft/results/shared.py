@@ -30,6 +30,8 @@ class Shared:
     forward_passes: int
     tokens: int
     seconds: float
+    teacher_calls: int = 0
+    """Rationales that were written; a sweep of before they were counted has none."""
 
 
 def add_shared(files: fs.FileSystem, folder: str, costs: Sequence[Shared]) -> None:
@@ -56,6 +58,7 @@ def load_shared(paths: Iterable[str]) -> list[Shared]:
                 known.forward_passes + cost.forward_passes,
                 known.tokens + cost.tokens,
                 known.seconds + cost.seconds,
+                known.teacher_calls + cost.teacher_calls,
             )
     return list(total.values())
 

@@ -71,4 +71,5 @@ def _compute(
         forward_passes=after["forward_passes"] - before["forward_passes"],
         tokens=after["tokens"] - before["tokens"],
         seconds=time.perf_counter() - began,
+        teacher_calls=after["teacher_calls"] - before["teacher_calls"],
     )
