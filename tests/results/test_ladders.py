@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 from scipy import stats
 
 from graft.results.ladders import ladders
@@ -24,10 +26,12 @@ VALUES = {
 
 def table(record, values: Mapping[str, Sequence[float]] = VALUES, metric="accuracy", **fields) -> pa.Table:
     """A sweep with ablations: each rung lacks what those above it lack."""
-    settings, tables = {"rationale": "teacher", "instruction": "true", "adapter": "lora"}, []
+    settings: dict[str, Any] = {"rationale": "teacher", "instruction": True, "adapter": {"peft_type": "LORA"}}
+    tables = []
     for name, found in values.items():
         _, _, item = name.rpartition("method.")
-        changed = settings | ({item.partition("=")[0]: item.partition("=")[2]} if item != "full" else {})
+        key, _, value = item.partition("=")
+        changed = settings | ({key: yaml.safe_load(value)} if item != "full" else {})
         if name[0].isdigit():
             settings = changed
         for seed, value in enumerate(found):
