@@ -61,17 +61,12 @@ def donors(seed: int, count: int, dataset: "Dataset") -> Exemplars:
     return tuple(dataset.train.select(columns).take(pa.array(order)).to_pylist())
 
 
-def no_rationales(wanted: str) -> SpecError:
-    """The error where a task has no rationales."""
-    return SpecError(
-        f"{wanted} needs rows with rationales, and this task has none: name their column (task.rationale), give a file "
-        "(method.exemplars: exemplars.jsonl), or set method.exemplars to 0"
-    )
-
-
 def _pool(dataset: "Dataset") -> pa.Table:
     if dataset.pool is None:
-        raise no_rationales("method.exemplars")
+        raise SpecError(
+            "method.exemplars are drawn from rows with rationales, and this task has none: name their column "
+            "(task.rationale), give a file (method.exemplars: exemplars.jsonl), or set method.exemplars to 0"
+        )
     return dataset.pool
 
 
