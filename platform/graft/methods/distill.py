@@ -59,8 +59,10 @@ class Distill(Tuning):
         Raises:
             SpecError: nothing gives rationales.
         """
-        teacher = models.get("teacher")
-        if "rationale" not in dataset.train.column_names and teacher is None:
+        # What the rows bring is what is learned: nobody is asked.
+        given = "rationale" in dataset.train.column_names
+        teacher = None if given else models.get("teacher")
+        if not given and teacher is None:
             raise SpecError(
                 "method distill learns rationales: name the column that holds them (task.rationale), or models.teacher "
                 "to write them"

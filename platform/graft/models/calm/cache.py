@@ -1,6 +1,7 @@
 """One cache for everything that a composed model has read: the anchor, the augmenting models, and the bridges."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -97,26 +98,23 @@ class CalmCache(DynamicCache):  # type: ignore[misc]
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row `beam_idx[i]` was, in everything."""
         super().reorder_cache(beam_idx)
-        for heard in self.heard:
-            if heard.own is not None and heard.ids_BS is not None:
-                heard.own.reorder_cache(beam_idx)
+        for own in self._filled():
+            own.reorder_cache(beam_idx)
         self._pick(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row so many times."""
         rows = torch.arange(self._rows()).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
-        for heard in self.heard:
-            if heard.own is not None and heard.ids_BS is not None:
-                heard.own.batch_repeat_interleave(repeats)
+        for own in self._filled():
+            own.batch_repeat_interleave(repeats)
         self._pick(rows)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """These rows only."""
         super().batch_select_indices(indices)
-        for heard in self.heard:
-            if heard.own is not None and heard.ids_BS is not None:
-                heard.own.batch_select_indices(indices)
+        for own in self._filled():
+            own.batch_select_indices(indices)
         self._pick(indices)
 
     def reset(self) -> None:
@@ -131,6 +129,10 @@ class CalmCache(DynamicCache):  # type: ignore[misc]
             ModelError: always.
         """
         raise ModelError("a composed model's cache cannot be cropped: assisted decoding is not supported; leave it out")
+
+    def _filled(self) -> Iterator[Any]:
+        """The caches of the augmenting models that have read something."""
+        return (one.own for one in self.heard if one.own is not None and one.ids_BS is not None)
 
     def _rows(self) -> int:
         return next(len(keys) for keys, _ in filter(None, self.bridged))
