@@ -7,8 +7,10 @@ ladder    ten runs that read a teacher's text (five switches, two seeds) on one 
 teacher   rationales with four exemplars: graft's batches, in which rows of similar length go together and the exemplars
           are read once, against transformers' `generate` prompt by prompt; the texts are compared, too
 
-The teacher and the student are graft-nano; the rows are of flan_cot (its own questions and rationales), or made up
-where that file is not there. Both sides of each part take turns in one process; ratios are of one run.
+The student is graft-nano. The teacher of the ladder is a Llama with random weights of ten times its parameters: FIAT's
+teacher is the larger model, and what it says changes no cost; the ladder is measured with graft-nano as the teacher,
+too. The rows are of flan_cot (its own questions and rationales), or made up where that file is not there. Both sides of
+each part run in one process; ratios are of one run.
 """
 
 import argparse
@@ -21,8 +23,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import transformers
 
-from graft import planning, runner
+from graft import models, planning, runner
 from graft.execution import run_node
 from graft.models import prefixes
 from graft.spec import Experiment
@@ -40,7 +43,7 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"rationale": "corrupted", "corruption_rate": 0.6},
 )
 SEEDS = 2
-TOKENS = 2048
+TOKENS = 1024
 """Of a batch."""
 
 
@@ -57,7 +60,8 @@ def main() -> None:
         path = Path(folder) / "rows.parquet"
         pq.write_table(rows(options.data), path)
         if "ladder" not in options.skip:
-            ladder(path, 8 if options.quick else 64, 6 if options.quick else 100)
+            for name, source in {"graft-nano": NANO, "ten times as large": str(larger(Path(folder)))}.items():
+                ladder(name, source, path, 8 if options.quick else 48, 4 if options.quick else 20)
         if "teacher" not in options.skip:
             teacher(path, 8 if options.quick else options.rows, 1 if options.quick else 3)
 
@@ -72,13 +76,33 @@ def rows(data: Path) -> pa.Table:
     return pa.table(dict(zip(("question", "answer", "rationale"), map(list, zip(*made, strict=True)), strict=True)))
 
 
-def spec(path: Path, method: dict[str, Any], seed: int, examples: int, steps: int) -> Experiment:
+def larger(folder: Path) -> Path:
+    """A Llama of ten times graft-nano's parameters, with random weights and graft-nano's tokenizer."""
+    nano = models.load(NANO, variant="pretrained")
+    config = transformers.LlamaConfig(
+        vocab_size=len(nano.tokenizer),
+        hidden_size=480,
+        intermediate_size=1280,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    network = transformers.LlamaForCausalLM(config)
+    print(f"teachers: {nano.parameters / 1e6:.1f} and {network.num_parameters() / 1e6:.1f} million parameters")
+    network.save_pretrained(folder / "larger")
+    nano.tokenizer.save_pretrained(folder / "larger")
+    return folder / "larger"
+
+
+def spec(path: Path, method: dict[str, Any], seed: int, examples: int, steps: int, teacher: str = NANO) -> Experiment:
     """A run."""
     return Experiment.from_mapping(
         {
             "name": "ladder",
             # Two handles, so that each counts its own tokens.
-            "models": {"teacher": {"source": NANO, "variant": "pretrained"}, "student": {"source": NANO}},
+            "models": {"teacher": {"source": teacher, "variant": "pretrained"}, "student": {"source": NANO}},
             "task": {
                 "name": "file",
                 "path": str(path),
@@ -94,14 +118,14 @@ def spec(path: Path, method: dict[str, Any], seed: int, examples: int, steps: in
     )
 
 
-def ladder(path: Path, examples: int, steps: int) -> None:
+def ladder(name: str, source: str, path: Path, examples: int, steps: int) -> None:
     """Print what ten runs cost with a store, and when every run and epoch asks the teacher."""
-    specs = [spec(path, switch, seed, examples, steps) for seed in range(SEEDS) for switch in SWITCHES]
+    specs = [spec(path, switch, seed, examples, steps, source) for seed in range(SEEDS) for switch in SWITCHES]
     sides = {"each rationale once": cost(specs, kept=True), "per run and epoch": cost(specs, kept=False)}
-    print(f"\nladder: {len(specs)} runs of {examples} examples and as many test rows, {steps} steps")
+    print(f"\nladder, teacher {name}: {len(specs)} runs of {examples} examples and as many test rows, {steps} steps")
     print(f"{'':<22}{'teacher tokens':>16}{'rationales':>12}{'seconds':>10}")
-    for name, (tokens, written, seconds) in sides.items():
-        print(f"{name:<22}{tokens:>16,}{written:>12,}{seconds:>10.1f}")
+    for side, (tokens, written, seconds) in sides.items():
+        print(f"{side:<22}{tokens:>16,}{written:>12,}{seconds:>10.1f}")
     (ours, _, fast), (theirs, _, slow) = sides.values()
     print(f"{'ratio':<22}{theirs / ours:>15.1f}x{'':>12}{slow / fast:>9.1f}x")
 

@@ -21,6 +21,7 @@ from graft.results.records import METRICS
 from graft.results.tables import main_metric, summary
 from graft.spec import Experiment
 from graft.storage import open_storage
+from graft.tasks.evaluation import by_group, evaluate
 from graft.tasks.groups import GroupedTask
 
 WORDS = {
@@ -196,6 +197,7 @@ def _fields(dataset: Any) -> dict[str, Any]:
 
 
 def _weights(handle: Any) -> float:
+    _ = handle.network  # loaded when it is asked for
     modules = [value for value in vars(handle).values() if hasattr(value, "parameters") and callable(value.parameters)]
     assert modules
     assert not any(weight.requires_grad for module in modules for weight in module.parameters())
@@ -413,7 +415,7 @@ def test_a_metric_that_one_group_lacks_has_no_mean_over_groups() -> None:
     scores = [{"a": float(np.log(p)), "b": float(np.log(1 - p))} for p in (0.6, 0.3, 0.2, 0.9)]
     predicted = [max(row, key=lambda label: row[label]) for row in scores]
     answers = pa.table({"target": targets, "prediction": predicted, "scores": scores, "group": groups})
-    found = runner.by_group(answers, ("a", "b"), GroupedTask(name="x", macro="all"))
+    found = by_group(answers, ("a", "b"), GroupedTask(name="x", macro="all"))
     assert [split for split, _, _ in found] == ["test/x", "test/y", "test/macro"]
     (_, of_x, _), (_, of_y, _), (_, means, count) = found
     assert "auroc" in of_x
@@ -425,7 +427,7 @@ def test_a_metric_that_one_group_lacks_has_no_mean_over_groups() -> None:
 def test_targets_are_read_as_answers_are() -> None:
     task = GroupedTask(name="x", parser="number")
     answers = pa.table({"target": ["51.0", "so 6\n#### 1,000", "7"], "prediction": ["51", "1000", None]})
-    found = runner.evaluate(answers, None, task)
+    found = evaluate(answers, None, task)
     assert (found["exact_match"], found["parsed"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
 
 
@@ -452,3 +454,49 @@ def test_programs_are_judged_and_what_judges_is_written_nowhere(tiny_llama: Path
     assert result.predictions["target"].to_pylist() == ["    return 1\n"] * 3
     assert "checks" not in result.predictions.column_names
     assert main_metric(result.metrics) == "pass_at_1"
+
+
+def test_a_run_asks_its_teacher_once_for_every_row_and_the_next_one_reads(tiny_llama: Path, tmp_path: Path) -> None:
+    rows = "".join(f"a text about {topic} number {i},{topic},so\n" for i in range(40) for topic in ("rain", "bread"))
+    (tmp_path / "rows.csv").write_text(f"text,topic,why\n{rows}")
+    base = {"source": str(tiny_llama)}
+    values = {
+        "name": "explained",
+        "models": {"teacher": base, "student": base},
+        "task": {
+            "name": "file",
+            "path": str(tmp_path / "rows.csv"),
+            "text": "text",
+            "label": "topic",
+            "rationale": "why",
+            "test_examples": 10,
+        },
+        "regime": {"examples": 8},
+        "method": {"name": "fiat", "exemplars": 0, "max_rationale_tokens": 3},
+        "training": {"max_steps": 2},
+    }
+    found = []
+    for instruction in (True, False):
+        method = {**values["method"], "instruction": instruction}
+        result = Experiment.from_mapping({**values, "method": method}).run(tmp_path)
+        row = result.metrics.to_pylist()[0]
+        found.append((row["teacher_calls"], row["teacher_reads"], row["store_reads"]))
+    assert found == [(18, 0, 0), (0, 18, 18)]
+
+
+def test_who_agreed_and_what_was_written_is_kept(csv: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    values = {
+        "name": "voted",
+        "models": {"base": {"source": str(tiny_llama)}},
+        "task": {"name": "file", "path": str(csv), "text": "text", "label": "topic", "test_examples": 4},
+        "regime": {"examples": 3},
+    }
+    thinking = {"name": "icl", "chain_of_thought": "zero_shot", "samples": 2, "max_rationale_tokens": 2}
+    voted = Experiment.from_mapping({**values, "method": thinking}).run(tmp_path)
+    assert set(voted.predictions["votes"].to_pylist()) <= {0.5, 1.0}
+    numbers = tmp_path / "numbers.csv"
+    numbers.write_text("text,sum\n" + "".join(f"what is {i} and {i}?,{2 * i}\n" for i in range(30)))
+    words = {"name": "file", "path": str(numbers), "text": "text", "target": "sum", "parser": "number"}
+    values |= {"task": {**words, "test_examples": 4}, "method": {"name": "icl", "num_shots": 1, "max_new_tokens": 3}}
+    read = Experiment.from_mapping(values).run(tmp_path)
+    assert all(isinstance(text, str) for text in read.predictions["written"].to_pylist())

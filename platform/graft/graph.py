@@ -332,6 +332,11 @@ class Graph:
             found.pop()
         return tuple(found)
 
+    def after(self, count: int) -> "Graph":
+        """What is left when the first nodes have run: their columns are inputs then."""
+        begun = [column for node in self.nodes[:count] for column in node.writes]
+        return Graph(self.nodes[count:], (*self.inputs, *begun))
+
     def __repr__(self) -> str:
         return self.describe()
 

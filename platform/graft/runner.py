@@ -25,7 +25,6 @@ import pyarrow as pa
 from pyarrow import fs
 
 from graft import hashing, runs
-from graft.arrays import score_matrix
 from graft.errors import GraftError, StoreError
 from graft.execution import Pool, Progress, no_progress, peak_memory_bytes, run_node
 from graft.graph import Context, Graph, Node, Trains
@@ -35,7 +34,7 @@ from graft.planning import Plan, plan
 from graft.pool import RayPool
 from graft.results.records import Record, Result, environment, git_commit, metric_table, test_values, write_table
 from graft.seeds import fresh_streams
-from graft.spec import Experiment, Task
+from graft.spec import Experiment
 from graft.storage import (
     clean_if_wrong,
     exists,
@@ -47,9 +46,7 @@ from graft.storage import (
     writing,
 )
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
-from graft.tasks import metrics
-from graft.tasks.groups import MACRO, GroupedTask, rows_in
-from graft.tasks.parsers import parse
+from graft.tasks.evaluation import by_group, evaluate
 
 if TYPE_CHECKING:
     from graft.training import Together
@@ -129,12 +126,12 @@ def carry_out(
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
         began = time.perf_counter()
         before = costs(planned.models, store)
-        _check_answers(planned, store, progress, pool)
+        test = _frozen_beginning(planned, store, progress, pool)
         train = _Train(planned.experiment, files, folder, progress, together)
         context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train)
         graph = planned.graph.fit(planned.examples, context)
-        test = planned.dataset.test
-        answers = graph.run(test.select(["id", *graph.inputs]), store, progress, pool)
+        rest = graph.after(len(planned.graph.frozen()))
+        answers = rest.run(test.select(["id", *rest.inputs]), store, progress, pool)
         for column in ("target", "group", "checks"):
             if column in test.column_names and column not in answers.column_names:
                 answers = answers.append_column(column, test[column])
@@ -194,21 +191,18 @@ class _Train:
         return trained.weights
 
 
-def _check_answers(planned: Plan, store: ColumnStore | None, progress: Progress, pool: Pool | None) -> None:
-    """What cannot be answered fails now, not after training.
+def _frozen_beginning(planned: Plan, store: ColumnStore | None, progress: Progress, pool: Pool | None) -> pa.Table:
+    """The test rows with what the nodes before the first fitted one give: what cannot be answered fails now.
 
     Raises:
         ModelError: a test row does not fit a model.
     """
-    graph, test = planned.graph, planned.dataset.test
-    node = graph.nodes[-1]
-    if not (hasattr(node, "build") and isinstance(node, Answer)):
-        return
-    rows = test
-    for frozen in graph.frozen():
+    rows, node = planned.dataset.test, planned.graph.nodes[-1]
+    for frozen in planned.graph.frozen():
         rows = run_node(frozen, rows, store, progress, pool)
-    if set(node.reads) <= set(rows.column_names):
+    if hasattr(node, "build") and isinstance(node, Answer) and set(node.reads) <= set(rows.column_names):
         dataclasses.replace(node, labels=planned.dataset.labels or ()).check(rows)
+    return rows
 
 
 def _together(planned: Plan, storage: str | Path, address: str | None) -> "Together | None":
@@ -235,51 +229,6 @@ def _metric_rows(record: Record, answers: pa.Table, planned: Plan) -> pa.Table:
     return pa.concat_tables([metric_table(record, values, n, split) for split, values, n in found])
 
 
-def by_group(answers: pa.Table, labels: tuple[str, ...] | None, task: Task) -> list[tuple[str, dict[str, float], int]]:
-    """Split, metrics and rows of each group that the task averages over, then their mean and the number of groups."""
-    groups = task.averaged(answers) if isinstance(task, GroupedTask) else ()
-    if not groups:
-        return []
-    rarer = metrics.rarer_label(answers["target"].to_pylist(), labels or ())
-    found = []
-    for group in groups:
-        own = rows_in(answers, "group", [group])
-        found.append((f"test/{group}", evaluate(own, labels, task, rarer), own.num_rows))
-    # A metric that is undefined in one group has no mean over all of them.
-    shared = [name for name in found[0][1] if all(name in values for _, values, _ in found)]
-    means = {name: sum(values[name] for _, values, _ in found) / len(found) for name in shared}
-    return [*found, (f"test/{MACRO}", means, len(found))]
-
-
-def evaluate(
-    answers: pa.Table, labels: tuple[str, ...] | None, task: Task, rarer: str | None = None
-) -> dict[str, float]:
-    """Metrics of answered test rows.
-
-    Args:
-        answers: the rows with `target` and what the last node wrote.
-        labels: of a classification; None where the target is free text.
-        task: says how a target is read, and may have metrics of its own.
-        rarer: see `graft.tasks.metrics.classification`.
-    """
-    targets, predicted = answers["target"].to_pylist(), answers["prediction"].to_pylist()
-    if labels is None:
-        # A target that the parser cannot read was refused when the rows were read.
-        read = [parse(target, task.parser) or target for target in targets]
-        found = metrics.generation(read, predicted)
-        if "target_log_probability" in answers.column_names:
-            found["perplexity"] = metrics.perplexity(answers["target_log_probability"], answers["target_tokens"])
-        return found | task.judged(answers)
-    log_probabilities = score_matrix(answers["scores"], labels)
-    total = np.exp(np.logaddexp.reduce(log_probabilities, axis=1))
-    if not np.allclose(total, 1, atol=1e-3):
-        raise GraftError(
-            f"scores: a row's probabilities add up to {total[np.argmax(abs(total - 1))]:.3g}, not to 1; the last node "
-            "has to write the logarithm of a probability for every label"
-        )
-    return metrics.classification(targets, predicted, log_probabilities, labels, rarer) | task.judged(answers)
-
-
 def with_target_probabilities(answers: pa.Table, node: Node, labels: tuple[str, ...] | None) -> pa.Table:
     """Answers with `target_log_probability` and `target_tokens`, where a node in this process writes free text."""
     if labels is not None or not isinstance(node, Answer) or node.model.remote:
@@ -292,8 +241,8 @@ def with_target_probabilities(answers: pa.Table, node: Node, labels: tuple[str, 
 
 def predictions(answers: pa.Table, inputs: Sequence[str]) -> pa.Table:
     """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between."""
-    wanted = ["id", *inputs, "group", "target", "prediction", "scores", "rationale", "demonstrations"]
-    wanted += ["rationale_whole", "target_log_probability", "target_tokens"]
+    wanted = ["id", *inputs, "group", "target", "prediction", "written", "scores", "votes"]
+    wanted += ["rationale", "rationale_whole", "demonstrations", "target_log_probability", "target_tokens"]
     kept = answers.select([column for column in wanted if column in answers.column_names])
     return kept.add_column(1, "split", pa.array(["test"] * answers.num_rows))
 
