@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "platform" / "graft"
 LAYERS = (
-    {"spec", "sections", "specfile", "errors", "hashing", "seeds", "storage", "arrays"},
+    {"spec", "sections", "specfile", "swept", "errors", "hashing", "seeds", "storage", "arrays"},
     {"models", "store", "cluster"},
     {"graph", "execution", "tasks"},
     {"methods", "crew", "pool", "estimators"},

@@ -14,12 +14,13 @@ from pyarrow import parquet
 from graft import planning, runner
 from graft.errors import SpecError
 from graft.results.ablations import FULL, label, rung_of
-from graft.spec import Ablations, Experiment
+from graft.spec import Experiment
 from graft.sweeps.ablations import ablations
 from graft.sweeps.axes import Member, expand, expand_members
 from graft.sweeps.roster import Roster, plan_sweep
 from graft.sweeps.status import Status, Watcher
 from graft.sweeps.sweep import run_sweep
+from graft.swept import Ablations
 
 MINIMAL = {"name": "x", "task": {"name": "digits", "test_examples": 100}, "method": {"name": "probe"}}
 KNN, LESS, FOLDS = "method.classifier=knn", "regime.examples=32", "regime.validation=3"

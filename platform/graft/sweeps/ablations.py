@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from graft.errors import SpecError
 from graft.results.ablations import combination_name, rung_name
 from graft.results.arms import value_text
-from graft.spec import Ablations, Experiment
+from graft.spec import Experiment
+from graft.swept import Ablations
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from graft.errors import SpecError
-from graft.spec import Experiment, Sweep
+from graft.spec import Experiment
 from graft.specfile import override, replaced
 from graft.sweeps.ablations import Ablation, ablations, check_changes
+from graft.swept import Sweep
 
 
 class Member(NamedTuple):

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graft import hashing, planning
-from graft.spec import Experiment, Sweep
+from graft.spec import Experiment
 from graft.sweeps.ablations import names
 from graft.sweeps.axes import Member
+from graft.swept import Sweep
 
 
 @dataclass(frozen=True)
