@@ -26,7 +26,10 @@ from ray import tune
 from graft import planning
 from graft.cluster import connect
 from graft.spec import Experiment
+from graft.storage import open_storage
+from graft.sweeps.agenda import Agenda, Group
 from graft.sweeps.axes import expand
+from graft.sweeps.looks import Looks
 from graft.sweeps.status import Status
 from graft.sweeps.trial import GraftTrial
 from graft.sweeps.tuning import tune_runs
@@ -100,14 +103,17 @@ def grafted(plans: dict[str, planning.Plan], trial: type[GraftTrial]) -> Pace:
     """The pace of trials through graft."""
     with tempfile.TemporaryDirectory() as folder:
         status = Status("benchmark", folder, len(plans))
-        work = Work.of(status.sweep_id, plans, folder, 2**30)
+        rows = {plan.dataset.fingerprint: plan.dataset for plan in plans.values()}
+        work = Work.of(status.sweep_id, rows, folder, 2**30)
+        looks = Looks(open_storage(folder), "sweeps/benchmark")
+        agenda = Agenda([Group(list(plans.values()), None)], lambda run_id: None, rows, looks)
         pace = Pace(time.perf_counter())
 
         def changed(run_id: str) -> None:
             if run_id not in status.running:
                 pace.ends.append(time.perf_counter())
 
-        tune_runs(work, status, changed, CONCURRENT, trial=trial)
+        tune_runs(work, agenda, status, changed, CONCURRENT, {"CPU": 1}, trial=trial)
         assert len(status.done) == len(plans) == len(pace.ends), status.failed
     return pace
 

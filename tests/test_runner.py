@@ -185,7 +185,9 @@ def test_frozen_stays_frozen_and_the_test_targets_reach_nothing(
     test = plan.dataset.test
     place = test.column_names.index("target")
     turned = test.set_column(place, "target", pa.array(test["target"].to_pylist()[::-1]))
-    other = planning.Plan(**{**vars(plan), "dataset": type(plan.dataset)(**{**_fields(plan.dataset), "test": turned})})
+    other = planning.Plan(
+        **{**vars(plan), "dataset": type(plan.dataset)(**{**_fields(plan.dataset), "test": turned}), "test": turned}
+    )
     blind = runner.carry_out(other, open_storage(tmp_path / "b"), None)
     assert blind.predictions.select(["prediction", "scores"]).equals(
         result.predictions.select(["prediction", "scores"])

@@ -107,12 +107,14 @@ def sweep(
     store_limit: StoreLimit = "20GiB",
     address: Address = None,
     concurrent: Concurrent = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Carry out more than 10,000 runs.")] = False,
 ) -> None:
     """Carry out every run of a spec's sweep on Ray, and report. The same command resumes what was killed.
 
     A run that fails is a row of the table with its error, and the exit code is then 1.
     """
     from graft.results.tables import main_metric, run_to_serve, summary, terminal
+    from graft.sweeps.axes import MOST_CELLS, count
     from graft.sweeps.sweep import run_sweep
     from graft.terminal import SweepView, console, interruptible
 
@@ -120,6 +122,12 @@ def sweep(
     limit = _bytes(store_limit)
     if experiment.sweep is None:
         raise SpecError(f"{spec}: this spec has no sweep; carry it out with: graft run {spec}")
+    if (runs := count(experiment)) > MOST_CELLS and not yes:
+        hours = runs / (os.cpu_count() or 1) / 3600
+        raise SpecError(
+            f"{spec}: this sweep has {runs:,} runs; even at a second each, one per CPU of this machine, that is "
+            f"{hours:,.1f} hours; take values from its axes, or give --yes"
+        )
     if dry_run:
         return _show_plan(experiment, with_spec=True)
     with interruptible(), SweepView() as view:

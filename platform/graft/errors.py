@@ -7,6 +7,7 @@
     ├── StoreError        the column store or the storage under it
     ├── CheckpointError   a checkpoint that cannot be written or read
     ├── TrainingError     a training that does not come to an end
+    ├── PrunedError       a training that a search has stopped
     ├── ClusterError      a Ray cluster that cannot be started or joined
     └── ServeError        a served graph
 
@@ -15,7 +16,7 @@ in one line: it is printed without a traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class GraftError(Exception):
@@ -52,6 +53,19 @@ class TrainingError(GraftError):
     """A training diverges, or its workers are lost."""
 
     exit_code = 1
+
+
+class PrunedError(GraftError):
+    """A training was stopped at one of its looks at held-out examples: others were better by then.
+
+    Args:
+        looks: step to loss of the held-out examples, so far.
+    """
+
+    def __init__(self, looks: Mapping[int, float]):
+        step, loss = list(looks.items())[-1]
+        super().__init__(f"stopped after {step} steps: the held-out loss was {loss:.4g}, others were better by then")
+        self.looks = dict(looks)
 
 
 class ClusterError(GraftError):

@@ -11,7 +11,7 @@ from graft.errors import SpecError
 from graft.graph import Graph
 from graft.spec import Experiment, ModelSource, Scaling
 from graft.tasks.dataset import Dataset
-from graft.tasks.regimes import draw
+from graft.tasks.regimes import draw, hold_out
 from graft.tasks.templates import Template, template_for
 
 
@@ -23,9 +23,16 @@ class Plan:
     dataset: Dataset
     template: Template
     examples: pa.Table
+    test: pa.Table
+    """The rows that are answered: the task's test rows, or in a search the held-out examples."""
     models: dict[str, Any]
     graph: Graph
     run_id: str
+
+    @property
+    def split(self) -> str:
+        """What its metrics are of: `test`, or `validation` in a search."""
+        return "test" if self.experiment.regime.fold is None else "validation"
 
     def describe(self) -> str:
         """What will be read, run and asked for, as text."""
@@ -34,7 +41,7 @@ class Plan:
         lines = [
             f"run_id     {self.run_id}",
             f"task       {self.experiment.task.name}: {data.train.num_rows} rows to draw from, "
-            f"{data.test.num_rows} test rows, {answers}",
+            f"{self.test.num_rows} {self.split} rows, {answers}",
             f"examples   {self.examples.num_rows} (seed {self.experiment.regime.seed})",
             *(f"model      {role}: {source.source} {_size(source)}" for role, source in self.experiment.models.items()),
             f"resources  {_processes(scaling)}, device {scaling.device}",
@@ -100,9 +107,12 @@ def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> 
     if experiment.task.parser is not None and dataset.labels is not None:
         raise SpecError(f"task.parser: {experiment.task.parser} reads free text; the answers are labels: leave it null")
     template = template_for(experiment.task.template, dataset.inputs, dataset.kind, dataset.labels is None)
-    examples = draw(dataset, experiment.regime)
+    examples, test = draw(dataset, experiment.regime), dataset.test
+    if experiment.regime.fold is not None:
+        examples, test = hold_out(examples, experiment.regime)
     graph = experiment.method.graph(experiment.task, dataset, handles)
-    return Plan(experiment, dataset, template, examples, handles, graph, run_id(experiment, dataset, handles, graph))
+    own = run_id(experiment, dataset, handles, graph)
+    return Plan(experiment, dataset, template, examples, test, handles, graph, own)
 
 
 def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any], graph: Graph) -> str:
@@ -111,6 +121,8 @@ def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any],
     outside: Any = {"sweep": True, "task": {"path", "train", "test"}, "method": experiment.method.places()}
     # What changes no result is no part of the question.
     values = experiment.model_dump(mode="json", exclude={**outside, "training": {"checkpoint_seconds"}})
+    if experiment.regime.fold is None:
+        del values["regime"]["fold"]  # as it was before there were searches
     for role, handle in handles.items():
         values["models"][role]["source"] = handle.fingerprint
     # A node whose code gives other numbers says so by its version: another answer to the same question.

@@ -80,7 +80,7 @@ def run(
     store = open_store(files, store_limit_bytes)
     try:
         with RayPool(storage, address, name=planned.run_id) as pool:
-            return carry_out(planned, files, store, progress, pool, _together(planned, storage, address))
+            return carry_out(planned, files, store, progress, pool, together(planned, storage, address))
     finally:
         store.flush()
 
@@ -111,8 +111,22 @@ def carry_out(
     progress: Progress = no_progress,
     pool: Pool | None = None,
     together: "Together | None" = None,
+    worst: Mapping[int, float] | None = None,
 ) -> Result:
-    """Fit, evaluate and write one planned experiment; a done one is only read."""
+    """Fit, evaluate and write one planned experiment; a done one is only read.
+
+    Args:
+        planned: what is carried out.
+        files: the storage.
+        store: what frozen nodes give is kept there; None keeps nothing.
+        progress: watches the rows go by.
+        pool: computes very many rows.
+        together: trains with several processes.
+        worst: after a step of training, the largest loss of held-out examples with which it goes on.
+
+    Raises:
+        GraftError: it cannot be carried out, or (PrunedError) was stopped by `worst`.
+    """
     folder = f"runs/{planned.run_id}"
     if runs.is_done(files, folder):
         _forget_checkpoints(files, folder)  # of a process that was killed before it could
@@ -127,7 +141,7 @@ def carry_out(
         began = time.perf_counter()
         before = costs(planned.models, store)
         test = _frozen_beginning(planned, store, progress, pool)
-        train = _Train(planned.experiment, files, folder, progress, together)
+        train = _Train(planned.experiment, files, folder, progress, together, worst)
         context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train)
         graph = planned.graph.fit(planned.examples, context)
         rest = graph.after(len(planned.graph.frozen()))
@@ -144,7 +158,7 @@ def carry_out(
         if train.curves:
             write_table(files, f"{folder}/training.parquet", pa.concat_tables(train.curves))
         _save_graph(graph, files, f"{folder}/graph")
-        write_table(files, f"{folder}/predictions.parquet", predictions(answers, planned.dataset.inputs))
+        write_table(files, f"{folder}/predictions.parquet", predictions(answers, planned.dataset.inputs, planned.split))
         log.info(
             "%s is done: %s",
             planned.run_id,
@@ -165,9 +179,10 @@ class _Train:
         folder: str,
         progress: Progress,
         together: "Together | None",
+        worst: Mapping[int, float] | None,
     ) -> None:
         self.experiment, self.files, self.folder = experiment, files, folder
-        self.progress, self.together = progress, together
+        self.progress, self.together, self.worst = progress, together, worst
         self.curves: list[pa.Table] = []
         self.earlier_seconds = 0.0
         """Spent by attempts before this one."""
@@ -181,7 +196,7 @@ class _Train:
 
         began = time.perf_counter()
         trained = training.train(
-            node, rows, more, self.experiment, self.files, self.folder, self.progress, self.together
+            node, rows, more, self.experiment, self.files, self.folder, self.progress, self.together, self.worst
         )
         for handle in list(node.handles().values())[:1]:
             handle.usage.add(trained.state.tokens, trained.state.sequences)
@@ -197,7 +212,7 @@ def _frozen_beginning(planned: Plan, store: ColumnStore | None, progress: Progre
     Raises:
         ModelError: a test row does not fit a model.
     """
-    rows, node = planned.dataset.test, planned.graph.nodes[-1]
+    rows, node = planned.test, planned.graph.nodes[-1]
     for frozen in planned.graph.frozen():
         rows = run_node(frozen, rows, store, progress, pool)
     if hasattr(node, "build") and isinstance(node, Answer) and set(node.reads) <= set(rows.column_names):
@@ -205,7 +220,7 @@ def _frozen_beginning(planned: Plan, store: ColumnStore | None, progress: Progre
     return rows
 
 
-def _together(planned: Plan, storage: str | Path, address: str | None) -> "Together | None":
+def together(planned: Plan, storage: str | Path, address: str | None) -> "Together | None":
     """Training with several workers, where the spec asks for them."""
     scaling = planned.experiment.scaling
     if scaling.workers == 1:
@@ -225,7 +240,9 @@ def _forget_checkpoints(files: fs.SubTreeFileSystem, folder: str) -> None:
 def _metric_rows(record: Record, answers: pa.Table, planned: Plan) -> pa.Table:
     """Metrics of all test rows and, where the task averages over groups, of each group and their mean."""
     task, labels = planned.experiment.task, planned.dataset.labels
-    found = [("test", evaluate(answers, labels, task), answers.num_rows), *by_group(answers, labels, task)]
+    found = [(planned.split, evaluate(answers, labels, task), answers.num_rows)]
+    if planned.split == "test":
+        found += by_group(answers, labels, task)
     return pa.concat_tables([metric_table(record, values, n, split) for split, values, n in found])
 
 
@@ -239,12 +256,12 @@ def with_target_probabilities(answers: pa.Table, node: Node, labels: tuple[str, 
     )
 
 
-def predictions(answers: pa.Table, inputs: Sequence[str]) -> pa.Table:
+def predictions(answers: pa.Table, inputs: Sequence[str], split: str = "test") -> pa.Table:
     """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between."""
     wanted = ["id", *inputs, "group", "target", "prediction", "written", "scores", "votes"]
     wanted += ["rationale", "rationale_whole", "demonstrations", "target_log_probability", "target_tokens"]
     kept = answers.select([column for column in wanted if column in answers.column_names])
-    return kept.add_column(1, "split", pa.array(["test"] * answers.num_rows))
+    return kept.add_column(1, "split", pa.array([split] * answers.num_rows))
 
 
 def _record(

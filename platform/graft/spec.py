@@ -114,6 +114,10 @@ class Regime(Section):
     """Rows for selection, taken inside the examples: a share below 1, a number of folds, or auto
     (20 % from 100 examples on, below that 5 folds and one refit)."""
 
+    fold: int | None = Field(None, ge=0)
+    """Fold of `validation` that is answered in place of the test rows, which are then not looked at: what a search
+    selects by; 0 where one share is held out. null answers the test rows."""
+
     @field_validator("validation")
     @classmethod
     def _a_share_or_folds(cls, value: Any) -> Any:

@@ -1,10 +1,11 @@
 """The section `sweep` of a spec: which experiments one spec stands for."""
 
 import itertools
+import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictInt, field_validator, model_validator
 
 from graft.errors import SpecError
 from graft.sections import Section
@@ -79,11 +80,11 @@ def _item(item: Any) -> tuple[str, Any]:
         key, value = key_and_value(item)
     except SpecError as error:
         raise ValueError(str(error)) from error
-    _check_swept(key, "an ablation")
+    check_swept(key, "an ablation")
     return key, value
 
 
-def _check_swept(key: str, by: str) -> None:
+def check_swept(key: str, by: str) -> None:
     """Refuse a key that no part of a sweep may set."""
     if key in ("regime.seed", "training.seed"):
         raise ValueError(f"{key}: seeds are set by sweep.seeds, not by {by}")
@@ -91,16 +92,113 @@ def _check_swept(key: str, by: str) -> None:
         raise ValueError(f"{key}: not a field of a single experiment; give models, task, regime, method, ...")
 
 
+class Dimension(Section):
+    """The values that a search may give one field; one of the five, both ends included."""
+
+    uniform: tuple[float, float] | None = None
+    """Any number between two."""
+    loguniform: tuple[float, float] | None = None
+    """Any number between two positive ones, evenly over their logarithms."""
+    int: tuple[StrictInt, StrictInt] | None = None
+    """A whole number."""
+    logint: tuple[StrictInt, StrictInt] | None = None
+    """A positive whole number, evenly over its logarithm."""
+    choice: tuple[Any, ...] | None = None
+    """One of a list of values of any kind."""
+
+    @property
+    def kind(self) -> str:
+        """Which of the five."""
+        return next(kind for kind in type(self).model_fields if getattr(self, kind) is not None)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The two ends of a range, or every choice."""
+        return tuple(getattr(self, self.kind))
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
+        if len(given) != 1:
+            known = ", ".join(type(self).model_fields)
+            raise ValueError(f"give one of {known}; got {' and '.join(given) or 'none'}")
+        if self.kind == "choice":
+            if len({json.dumps(value, sort_keys=True, default=str) for value in self.ends}) < 2:
+                raise ValueError("choice: give at least two different values")
+        elif self.ends[0] >= self.ends[1]:
+            raise ValueError(f"{self.kind}: the first end must be below the second; got {list(self.ends)}")
+        elif self.kind.startswith("log") and self.ends[0] <= 0:
+            raise ValueError(f"{self.kind}: a logarithm needs positive ends; got {list(self.ends)}")
+        return self
+
+
+class Search(Section):
+    """The best setting of each arm and amount of data, found on examples, seeds and rows that no result is reported on.
+
+    Each setting is fitted to a part of the examples of seeds from 1000 on and judged by the held-out rest
+    (`regime.validation`); the best is then carried out on the reporting seeds like any other run.
+    """
+
+    trials: int = Field(12, ge=1)
+    """Settings tried for each arm and amount of data; the first is the spec's own, where it lies in the space."""
+    space: dict[str, Dimension] = Field(min_length=1)
+    """Dotted key to its values, such as `training.learning_rate: {loguniform: [1e-4, 1e-2]}`. A key counts for the arms
+    that have the field; `METHOD.key` for those of one method alone."""
+    sampler: Literal["tpe", "random", "qmc", "gp", "cmaes"] = "tpe"
+    """Optuna's sampler that proposes settings."""
+    metric: str | None = None
+    """What the held-out examples are judged by; null is the task's first metric."""
+    seeds: int = Field(1, ge=1)
+    """Tuning seeds, 1000 and on, over which a setting is judged."""
+    together: int = Field(1, ge=1)
+    """Settings proposed at once for one arm and amount of data: more use more of a cluster, fewer learn more from one
+    another."""
+    pruner: Literal["asha"] | None = None
+    """Stops settings that are behind the others at their looks at held-out examples (`training.validate_every_steps`):
+    asynchronous successive halving; null lets each train to its end."""
+
+    @field_validator("space")
+    @classmethod
+    def _searchable(cls, space: dict[str, Dimension]) -> dict[str, Dimension]:
+        for key in space:
+            check_swept(key, "a search")
+            head = key.split(".")[0]
+            if head in ("task", "regime", "scaling"):
+                raise ValueError(f"{key}: a search looks for a better answer to one question; make it an axis instead")
+        return space
+
+
+class Trial(Section):
+    """What one run of a sweep may take."""
+
+    cpus: float = Field(1.0, gt=0)
+    """CPUs that are set aside for it; of several workers, for each."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs, or the share of one; null is one where the cluster has some and the run may use it."""
+    seconds: float | None = Field(None, gt=0)
+    """After so long it is stopped and counts as failed; null lets it run."""
+    memory_gib: float | None = Field(None, gt=0)
+    """A process that grows beyond this is stopped, and its run counts as failed; null leaves it to the machine."""
+
+
 class Sweep(Section):
     """Many experiments from one spec: the grid of all axes, with every ablation, once per seed."""
 
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Dotted key to the values it takes; the key `method` takes whole methods."""
+    """Dotted key to the values it takes; the key `method` takes whole methods, and `METHOD.key` is an axis of that
+    method alone."""
     ablations: Ablations | None = None
     """What is taken away from each experiment of the grid, as a ladder, one at a time or in every combination;
     null takes nothing away."""
-    seeds: int = Field(1, ge=1)
-    """Seed i sets `regime.seed` and `training.seed` to i, for i from 0."""
+    seeds: int | dict[int, int] = 1
+    """Seed i sets `regime.seed` and `training.seed` to i, for i from 0; or for each amount of data its own number:
+    `{8: 10, 512: 3}`."""
+    search: Search | None = None
+    """Looks for the best setting of each arm before it is reported on; null takes the settings as written."""
+    margin: float = Field(0.01, gt=0)
+    """Two arms are called equivalent where their difference is certainly smaller, in the metric's own unit."""
+    trial: Trial = Trial()
+    """What one run may take."""
 
     @field_validator("axes", mode="before")
     @classmethod
@@ -108,5 +206,26 @@ class Sweep(Section):
         for key, values in axes.items() if isinstance(axes, Mapping) else ():
             if not isinstance(values, list | tuple) or not values:
                 raise ValueError(f"{key}: give a list of values, got {values!r}")
-            _check_swept(key, "an axis")
+            check_swept(key, "an axis")
         return axes
+
+    @field_validator("seeds")
+    @classmethod
+    def _at_least_one(cls, seeds: Any) -> Any:
+        counts = seeds.values() if isinstance(seeds, dict) else [seeds]
+        if not counts or min(counts) < 1:
+            raise ValueError(f"give at least one seed; got {seeds}")
+        return seeds
+
+    def seeds_of(self, examples: int) -> int:
+        """How many seeds an amount of data has.
+
+        Raises:
+            SpecError: it is not listed.
+        """
+        if isinstance(self.seeds, int):
+            return self.seeds
+        if examples not in self.seeds:
+            listed = ", ".join(map(str, self.seeds))
+            raise SpecError(f"sweep.seeds: {examples} examples are not listed (those that are: {listed})")
+        return self.seeds[examples]

@@ -12,8 +12,11 @@ from graft.sweeps.status import Status, Watcher
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
+    from rich.table import Table
+    from rich.text import Text
 
     from graft.execution import Progress as Watch
+    from graft.sweeps.status import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
 SHOWN_RUNS = 4
@@ -108,6 +111,10 @@ class SweepView(Watcher):
         if not self.console.is_terminal:
             self.lines.say(self.line())
 
+    def note(self, text: str) -> None:
+        """Say it once, above what changes."""
+        typer.echo(text, err=True)
+
     def rows(self, what: str, done: int, total: int) -> None:
         """Show the rows that all runs share."""
         self.bar.update(self.shared, description=what, completed=done, total=total, visible=done < total)
@@ -148,7 +155,55 @@ class SweepView(Watcher):
             f"dashboard  {status.dashboard}" if status.dashboard else "",
             f"curves     tensorboard --logdir {status.folder}/tensorboard" if status.dashboard else "",
         ]
-        return Group(*(Text(line, overflow="ellipsis", no_wrap=True) for line in lines if line), self.bar)
+        texts = (Text(line, overflow="ellipsis", no_wrap=True) for line in lines if line)
+        return Group(*texts, grid(status, max(4, self.console.height - 9)), self.bar)
+
+
+def grid(status: Status, most: int) -> "Table":
+    """Arms by amounts of data: settings tried, runs done, failed ones, and the mean of the main metric so far.
+
+    Args:
+        status: how far the sweep is.
+        most: rows at most; arms that are finished give way first.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    sizes = sorted({cell.examples for cell in status.arms})
+    cells = {(cell.arm, cell.examples): cell for cell in status.arms}
+    names = list(dict.fromkeys(cell.arm for cell in status.arms))
+    shown = sorted(names, key=lambda arm: all(_over(status, cell) for cell in status.arms if cell.arm == arm))[:most]
+    metric = next(iter(ordered({name for found in status.done.values() for name in found})), None)
+    table = Table(box=box.SIMPLE, padding=(0, 1), caption=metric, caption_justify="left")
+    table.add_column("arm", no_wrap=True, max_width=44)
+    for size in sizes:
+        table.add_column(f"{size:,}", justify="right", no_wrap=True)
+    for arm in names:
+        if arm in shown:
+            row = [_cell(status, cells[arm, size], metric) if (arm, size) in cells else Text() for size in sizes]
+            table.add_row(Text(arm, overflow="ellipsis"), *row)
+    if len(shown) < len(names):
+        table.add_row(Text(f"and {len(names) - len(shown)} more"), *([Text()] * len(sizes)))
+    return table
+
+
+def _over(status: Status, cell: "Progress") -> bool:
+    return bool(cell.runs) and all(run in status.done or run in status.failed for run in cell.runs)
+
+
+def _cell(status: Status, cell: "Progress", metric: str | None) -> "Text":
+    """`3/6 tried`, then `2/5 0.812`, in red where runs failed and dim once all are done."""
+    from rich.text import Text
+
+    if not cell.runs and cell.tried < cell.trials:
+        return Text(f"{cell.tried}/{cell.trials} tried" if cell.tried else "·")
+    done = [status.done[run] for run in cell.runs if run in status.done]
+    failed = sum(run in status.failed for run in cell.runs)
+    known = [value for found in done if metric is not None and (value := found.get(metric)) is not None]
+    parts = [f"{len(done)}/{cell.wanted}", *([f"{sum(known) / len(known):.3f}"] if known else [])]
+    parts += [f"{failed} failed"] if failed else []
+    return Text(" ".join(parts), style="red" if failed else "dim" if _over(status, cell) else "")
 
 
 def best(status: Status) -> list[str]:
@@ -158,7 +213,9 @@ def best(status: Status) -> list[str]:
         return []
     sign = -1 if names[0] in LOWER_IS_BETTER else 1
     known = [
-        (sign * value, run_id) for run_id, found in status.done.items() if (value := found.get(names[0])) is not None
+        (sign * value, run_id)
+        for run_id, found in status.done.items()
+        if run_id not in status.tried and (value := found.get(names[0])) is not None
     ]
     if not known:
         return []

@@ -23,7 +23,7 @@ from graft.results.records import (
     load_metrics,
     metric_table,
     read_table,
-    with_ablations,
+    with_column,
     write_table,
 )
 from graft.storage import open_storage
@@ -229,7 +229,9 @@ def test_a_run_that_a_table_holds_twice_is_taken_once(tmp_path, record) -> None:
     assert each_run_once(pa.concat_tables([failed, done, done, failed])).equals(done)
     assert each_run_once(pa.concat_tables([failed, failed])).equals(failed)
     # What a sweep calls a run is kept, whichever table comes first; of several names a ladder's.
-    named = [with_ablations(done, {"r": name}) for name in ("method.rationale=none", "1 method.rationale=none")]
+    named = [
+        with_column(done, "ablation", {"r": name}) for name in ("method.rationale=none", "1 method.rationale=none")
+    ]
     assert each_run_once(pa.concat_tables([failed, done, *named])).equals(named[1])
     write_table(open_storage(tmp_path), "sweeps/s/metrics.parquet", pa.concat_tables([done, done]))
     assert load_metrics([str(tmp_path / "sweeps" / "s")]).num_rows == 2

@@ -53,7 +53,7 @@ def arms(metrics: pa.Table) -> dict[str, Arm]:
     other setting of the arm, and a rung of a ladder is named by its last item alone. Where that would give two
     experiments one name, as a ladder beside leave-one-out does, it is all that differs from the whole.
     """
-    columns = ["run_id", "method", "task", "status", "spec", "models", "task_sha", "seed", "ablation"]
+    columns = ["run_id", "method", "task", "status", "spec", "models", "task_sha", "seed", "ablation", "searched"]
     runs = _named_by_content([_read(row) for row in metrics.select(columns).to_pylist()])
     wholes = _wholes(runs)
     found = _arms([run for run in runs if run["run_id"] not in wholes])
@@ -131,7 +131,13 @@ def _ablated(runs: Sequence[Run], wholes: Mapping[str, Run], found: Mapping[str,
 
 
 def _read(row: Mapping[str, Any]) -> dict[str, Any]:
-    spec = dict(_flatten(json.loads(row["spec"] or "{}")))
+    searched = json.loads(row["searched"] or "{}")
+    spec = {
+        key: value
+        for key, value in flatten(json.loads(row["spec"] or "{}"))
+        # What a search chose is an arm's own affair; what it chose among several values may have keys of its own.
+        if not any(key == one or key.startswith(f"{one}.") for one in searched)
+    }
     return {**row, "spec": spec, "models": json.loads(row["models"] or "{}")}
 
 
@@ -216,11 +222,11 @@ def _chosen(method: str, specs: Sequence[Mapping[str, Any]]) -> set[str]:
     }
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their values; lists are values."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -118,7 +118,7 @@ def _run_details(files: fs.FileSystem, folder: str) -> Iterator[Any]:
     first = metrics.slice(0, 1).to_pylist()[0]
     for row in metrics.to_pylist():
         # A failed run has one row without a metric, and no split.
-        of_group = "" if row["split"] in (None, "test") else f"  ({row['split']}, n={row['n']})"
+        of_group = "" if row["split"] in (None, "test", "validation") else f"  ({row['split']}, n={row['n']})"
         yield f"{row['metric']:<20} {'undefined' if row['value'] is None else format(row['value'], '.4f')}{of_group}"
     for cost in COSTS:
         yield f"{cost:<20} {first[cost]:,.1f}" if cost == "seconds" else f"{cost:<20} {first[cost]:,}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -34,13 +35,14 @@ METRICS = pa.schema(
         ("name", pa.string()),
         ("method", pa.string()),
         ("task", pa.string()),
-        ("split", pa.string()),  # test; of a task with `macro` also test/GROUP and test/macro
+        ("split", pa.string()),  # test; of a task with `macro` also test/GROUP, test/macro; of a search validation
         ("metric", pa.string()),  # null in the one row of a failed run
         ("value", pa.float64()),  # null in a failed run, and for a NaN; a metric undefined on these rows has no row
         ("n", pa.int64()),  # rows that the value is computed from; groups in test/macro
         ("examples", pa.int64()),
         ("seed", pa.int64()),
         ("ablation", pa.string()),  # what it lacks in its sweep's ablations; null in a run's own table
+        ("searched", pa.string()),  # JSON, dotted key to what its sweep's search chose; null in a run's own table
         ("status", pa.string()),  # done | failed
         ("error", pa.string()),
         ("spec", pa.string()),  # JSON of the resolved spec
@@ -96,6 +98,8 @@ class Record:
     """The resolved spec as plain JSON values."""
     ablation: str | None = None
     """What it lacks, as a sweep's table has it; None in a run's own: it does not know which sweeps reach it."""
+    searched: str | None = None
+    """What a search chose, as a sweep's table has it; None in a run's own, as with `ablation`."""
     error: str | None = None
     """Why the run failed; None for a run that is done."""
     task_sha: str | None = None
@@ -144,9 +148,9 @@ def metric_table(record: Record, metrics: Mapping[str, float], n: int, split: st
 
 
 def test_values(metrics: pa.Table) -> dict[str, float | None]:
-    """Metric to value of one run on all its test rows, not of groups among them."""
+    """Metric to value of one run on all its test (or, in a search, validation) rows, not of groups among them."""
     rows = metrics.select(["metric", "value", "split"]).to_pylist()
-    return {row["metric"]: row["value"] for row in rows if row["split"] == "test"}
+    return {row["metric"]: row["value"] for row in rows if row["split"] in ("test", "validation")}
 
 
 def failure_table(record: Record) -> pa.Table:
@@ -277,33 +281,39 @@ def load_metrics(paths: Iterable[str]) -> pa.Table:
             f"{', '.join(paths) or 'no path given'}: no run that is done is here; give run folders, sweep folders, "
             "or a storage folder that holds runs/"
         )
-    return each_run_once(_joined(found))
+    joined = _joined(found)
+    # What a search looked at is for choosing, not for comparing: its own table tells of it.
+    return each_run_once(joined.filter(pc.not_equal(joined["split"].fill_null("test"), "validation")))
 
 
 def each_run_once(metrics: pa.Table) -> pa.Table:
     """The first row of each run, split and metric; rows of a failure only where the run is never done.
 
-    An ablation's name is known to its sweep's rows alone: the rows that are kept have it, wherever it was found.
+    What it lacks and what was searched is known to its sweep's rows alone: the rows that are kept have it, wherever it
+    was found.
     """
-    rows = metrics.select(["run_id", "split", "metric", "status", "ablation"]).to_pylist()
+    rows = metrics.select(["run_id", "split", "metric", "status", "ablation", "searched"]).to_pylist()
     done = {row["run_id"] for row in rows if row["status"] == "done"}
     kept: dict[tuple[str, str, str], int] = {}
     for place, row in enumerate(rows):
         if row["status"] == "done" or row["run_id"] not in done:
             kept.setdefault((row["run_id"], row["split"], row["metric"]), place)
-    names: dict[str, set[str]] = {}
+    found: dict[str, dict[str, set[str]]] = {"ablation": {}, "searched": {}}
     for row in rows:
-        if row["ablation"] is not None:
-            names.setdefault(row["run_id"], set()).add(row["ablation"])
-    # Of several that of what lacks nothing, else a ladder's, which has a number.
-    named = {run_id: FULL if FULL in found else min(found) for run_id, found in names.items()}
-    return with_ablations(metrics.take(pa.array(kept.values(), pa.int64())), named)
+        for column, of_run in found.items():
+            if row[column] is not None:
+                of_run.setdefault(row["run_id"], set()).add(row[column])
+    once = metrics.take(pa.array(kept.values(), pa.int64()))
+    for column, of_run in found.items():
+        # Of several ablations that of what lacks nothing, else a ladder's, which has a number.
+        once = with_column(once, column, {run: FULL if FULL in names else min(names) for run, names in of_run.items()})
+    return once
 
 
-def with_ablations(metrics: pa.Table, names: Mapping[str, str | None]) -> pa.Table:
-    """The same rows, the ablation of each run as these names say; null where they say nothing."""
-    column = pa.array([names.get(run_id) for run_id in metrics["run_id"].to_pylist()], pa.string())
-    return metrics.set_column(metrics.column_names.index("ablation"), METRICS.field("ablation"), column)
+def with_column(metrics: pa.Table, column: str, values: Mapping[str, str | None]) -> pa.Table:
+    """The same rows with `ablation` or `searched` of each run as given; null where nothing is."""
+    texts = pa.array([values.get(run_id) for run_id in metrics["run_id"].to_pylist()], pa.string())
+    return metrics.set_column(metrics.column_names.index(column), METRICS.field(column), texts)
 
 
 def _existing(path: str) -> fs.FileSystem:

@@ -1,14 +1,22 @@
-"""From one spec with a sweep to the list of single experiments that it stands for."""
+"""From one spec with a sweep to the list of single experiments that it stands for.
+
+axes ──► arms with an amount of data ──► each with every ablation (a Cell) ──► each with every seed (a Member)
+"""
 
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from graft.errors import SpecError
-from graft.spec import Experiment
+from graft.spec import Experiment, catalogue
 from graft.specfile import override, replaced
 from graft.sweeps.ablations import Ablation, ablations, check_changes
 from graft.swept import Sweep
+
+MOST_CELLS = 10_000
+"""Runs that a sweep may have without being asked twice."""
 
 
 class Member(NamedTuple):
@@ -16,6 +24,43 @@ class Member(NamedTuple):
 
     experiment: Experiment
     ablation: Ablation
+    cell: "Cell | None" = None
+    """The arm that it is a seed of."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One arm with one amount of data: an experiment but for its seeds."""
+
+    values: Mapping[str, Any]
+    """A spec without a sweep."""
+    ablation: Ablation
+    origin: str
+    """Where in the sweep it stands, for messages."""
+
+    def experiment(self, seed: int, **settings: Any) -> Experiment:
+        """The experiment of one seed.
+
+        Args:
+            seed: of the examples and of training.
+            settings: dotted keys to values that differ from the cell's.
+
+        Raises:
+            SpecError: it is not valid; the message names the axis values and the items.
+        """
+        own = replaced(replaced(self.values, "regime.seed", seed), "training.seed", seed)
+        for key, value in settings.items():
+            own = replaced(own, key, value)
+        return Experiment.from_mapping(own, origin=self.origin).resolved()
+
+    def members(self, sweep: Sweep) -> list[Member]:
+        """The experiments of the reporting seeds."""
+        first = self.experiment(0)
+        try:
+            seeds = range(sweep.seeds_of(first.regime.examples))
+        except SpecError as error:
+            raise SpecError(f"{self.origin}: {error}") from error
+        return [Member(first if seed == 0 else self.experiment(seed), self.ablation, self) for seed in seeds]
 
 
 def expand(experiment: Experiment) -> list[Experiment]:
@@ -32,27 +77,89 @@ def expand_members(experiment: Experiment) -> list[Member]:
     sweep = experiment.sweep
     if sweep is None:
         return [Member(experiment.resolved(), Ablation(None))]
+    return [member for cell in cells(experiment) for member in cell.members(sweep)]
+
+
+def cells(experiment: Experiment) -> list[Cell]:
+    """The grid of a sweep's axes in the order written, each with all ablations.
+
+    Raises:
+        SpecError: a combination is not a valid spec.
+    """
+    sweep = experiment.sweep
+    assert sweep is not None
     base = experiment.model_dump(mode="json", exclude_unset=True, exclude={"sweep"})
-    arms = [dict(zip(sweep.axes, values, strict=True)) for values in itertools.product(*sweep.axes.values())]
     wanted = ablations(sweep.ablations)
-    cells = {(place, one): _seeds(base, sweep, arm, one) for place, arm in enumerate(arms) for one in wanted}
+    arms = list(_arms(base, sweep))
+    found = {(place, one): _cell(base, sweep, arm, one) for place, arm in enumerate(arms) for one in wanted}
     if sweep.ablations is not None:
-        firsts = {one: [cells[place, one][0].experiment for place in range(len(arms))] for one in wanted}
+        firsts = {one: [found[place, one].experiment(0) for place in range(len(arms))] for one in wanted}
         check_changes(sweep.ablations, firsts)
-    return [member for cell in cells.values() for member in cell]
+    return list(found.values())
 
 
-def _seeds(base: Mapping[str, Any], sweep: Sweep, arm: Mapping[str, Any], ablation: Ablation) -> list[Member]:
+def count(experiment: Experiment) -> int:
+    """How many runs a sweep has at least, before any of them is looked at."""
+    sweep = experiment.sweep
+    if sweep is None:
+        return 1
+    base = experiment.model_dump(mode="json", exclude_unset=True, exclude={"sweep"})
+    seeds = sweep.seeds if isinstance(sweep.seeds, int) else min(sweep.seeds.values())
+    tried = sweep.search.trials * sweep.search.seeds if sweep.search else 0
+    each = len(ablations(sweep.ablations)) * (seeds + tried)
+    shared = math.prod(len(values) for key, values in sweep.axes.items() if own_key(key)[0] is None)
+    return each * (shared if shared > MOST_CELLS else sum(1 for _ in _arms(base, sweep)))
+
+
+def own_key(key: str) -> tuple[str | None, str]:
+    """A key of a sweep as (the one method that it counts for, dotted key of the spec).
+
+    `probe.classifier` is `method.classifier` of probes alone; `full.training.learning_rate` a field of the training
+    of full tuning alone.
+    """
+    head, _, rest = key.partition(".")
+    if head not in catalogue("method") or not rest:
+        return None, key
+    return head, rest if rest.split(".")[0] in Experiment.model_fields else f"method.{rest}"
+
+
+def method_name(values: Mapping[str, Any]) -> str | None:
+    """The method of a spec that is still a mapping."""
+    method = values.get("method")
+    return method.get("name") if isinstance(method, Mapping) else method
+
+
+def _arms(base: Mapping[str, Any], sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """Dotted key to value, for each combination; an axis of one method alone is one of its arms only."""
+    owned: dict[str, dict[str, Sequence[Any]]] = {}
+    shared = {}
+    for key, choices in sweep.axes.items():
+        method, own = own_key(key)
+        if method is None:
+            shared[key] = choices
+        else:
+            owned.setdefault(method, {})[own] = choices
+    met = set()
+    for values in itertools.product(*shared.values()):
+        arm = dict(zip(shared, values, strict=True))
+        name = method_name(_varied(base, arm)) or ""
+        met.add(name)
+        further = owned.get(name, {})
+        for more in itertools.product(*further.values()):
+            yield arm | dict(zip(further, more, strict=True))
+    if missed := sorted(owned.keys() - met):
+        raise SpecError(
+            f"sweep.axes: an axis of {missed[0]} alone, and no arm has that method ({', '.join(sorted(met))})"
+        )
+
+
+def _cell(base: Mapping[str, Any], sweep: Sweep, arm: Mapping[str, Any], ablation: Ablation) -> Cell:
     origin = _origin(sweep, arm, ablation)
     try:
-        values = _varied(base, arm, ablation)
+        values = override(_varied(base, arm), ablation.items)
     except SpecError as error:
         raise SpecError(f"{origin}: {error}") from error
-    members = []
-    for seed in range(sweep.seeds):
-        own = replaced(replaced(values, "regime.seed", seed), "training.seed", seed)
-        members.append(Member(Experiment.from_mapping(own, origin=origin).resolved(), ablation))
-    return members
+    return Cell(values, ablation, origin)
 
 
 def _origin(sweep: Sweep, arm: Mapping[str, Any], ablation: Ablation) -> str:
@@ -63,9 +170,9 @@ def _origin(sweep: Sweep, arm: Mapping[str, Any], ablation: Ablation) -> str:
     return f"{axes}, {taken}" if arm else taken
 
 
-def _varied(base: Mapping[str, Any], arm: Mapping[str, Any], ablation: Ablation) -> dict[str, Any]:
-    values: Mapping[str, Any] = base
+def _varied(base: Mapping[str, Any], arm: Mapping[str, Any]) -> Mapping[str, Any]:
+    values = base
     # Short keys first: one axis may vary a field of the method that another axis gives whole.
     for key in sorted(arm, key=lambda key: key.count(".")):
         values = replaced(values, key, arm[key])
-    return override(values, ablation.items)
+    return values

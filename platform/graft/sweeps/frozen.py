@@ -45,12 +45,15 @@ def compute_shared(
 
 
 def _rows(plans: Sequence[planning.Plan]) -> pa.Table:
-    """Every row that the runs put through the graph, once: their examples and the test rows."""
+    """Every row that the runs put through the graph, once: their examples and what they answer."""
     dataset = plans[0].dataset
     columns = ["id", *plans[0].graph.inputs]
-    wanted = {row for plan in plans for row in plan.examples["id"].to_pylist()}
-    mask = pa.array([row in wanted for row in dataset.train["id"].to_pylist()])
-    return pa.concat_tables([dataset.train.filter(mask).select(columns), dataset.test.select(columns)])
+    wanted = {row for plan in plans for table in (plan.examples, plan.test) for row in table["id"].to_pylist()}
+    tables = [
+        table.filter(pa.array([row in wanted for row in table["id"].to_pylist()]))
+        for table in (dataset.train, dataset.test)
+    ]
+    return pa.concat_tables([table.select(columns) for table in tables])
 
 
 def _compute(

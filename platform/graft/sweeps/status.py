@@ -5,6 +5,21 @@ from dataclasses import dataclass, field
 
 
 @dataclass
+class Progress:
+    """How far one arm with one amount of data is."""
+
+    arm: str
+    examples: int
+    trials: int = 0
+    """Settings that its search tries; 0 without one."""
+    tried: int = 0
+    runs: tuple[str, ...] = ()
+    """Those that are reported on, as far as they are known."""
+    wanted: int = 0
+    """How many there will be."""
+
+
+@dataclass
 class Status:
     """How far a sweep is; one object throughout, changed in place."""
 
@@ -12,6 +27,8 @@ class Status:
     folder: str
     """Where its table, its report and its trials' TensorBoard files go."""
     total: int
+    arms: list["Progress"] = field(default_factory=list)
+    """Each arm with each amount of data."""
     dashboard: str | None = None
     read: int = 0
     """Runs that were done before this command."""
@@ -19,7 +36,11 @@ class Status:
     """run_id to its test metrics."""
     failed: dict[str, str] = field(default_factory=dict)
     """run_id to the error."""
+    pruned: set[str] = field(default_factory=set)
+    """Runs that a search has stopped."""
     running: set[str] = field(default_factory=set)
+    tried: set[str] = field(default_factory=set)
+    """Runs that only judge a setting in a search; the others are reported on."""
 
 
 class Watcher:
@@ -27,6 +48,9 @@ class Watcher:
 
     def update(self, status: Status) -> None:
         """A run began, ended or failed."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
 
     def rows(self, what: str, done: int, total: int) -> None:
         """Rows that all runs share went through a frozen model."""

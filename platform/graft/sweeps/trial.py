@@ -6,6 +6,7 @@ it), the plan, the graph. What may, because it is frozen, stays: loaded models a
 """
 
 import contextlib
+import json
 import logging
 import os
 import warnings
@@ -16,16 +17,20 @@ import torch  # noqa: F401 -- before any trial begins, so that every trial's str
 from ray import tune
 
 from graft import planning, runner
-from graft.errors import GraftError, ModelError
+from graft.errors import GraftError, ModelError, PrunedError
 from graft.spec import Experiment
 from graft.storage import open_storage
+from graft.sweeps.limits import LimitError, limited
 from graft.sweeps.work import Work
 
 log = logging.getLogger(__name__)
 
 
 class GraftTrial(tune.Trainable):  # type: ignore[misc]
-    """Carries out the run that `config["run_id"]` names; a failure is an answer, not an exception."""
+    """Carries out the run that `config` holds (`run_id`, JSON of the `experiment`, fingerprint of the `rows`).
+
+    A failure is an answer, not an exception.
+    """
 
     def setup(self, config: dict[str, Any], work: Work) -> None:
         """Once per actor."""
@@ -51,18 +56,29 @@ class GraftTrial(tune.Trainable):  # type: ignore[misc]
             ray.actor.exit_actor()
         run_id = self.config["run_id"]
         try:
-            result = runner.carry_out(self._plan(run_id), self.files, self.store)
+            plan = self._plan(run_id)
+            with limited(self.work.limits):
+                together = runner.together(plan, self.work.storage, None)
+                worst = json.loads(self.config.get("worst", "{}"))
+                worst = {int(step): loss for step, loss in worst.items()}
+                result = runner.carry_out(plan, self.files, self.store, together=together, worst=worst)
+        except PrunedError as error:
+            return {
+                "done": True,
+                "error": str(error),
+                "pruned": {str(step): loss for step, loss in error.looks.items()},
+            }
         except Exception as error:
             log.warning("%s failed", run_id, exc_info=True)
-            self.clean = isinstance(error, GraftError)
+            self.clean = isinstance(error, GraftError) and not isinstance(error, LimitError)
             return {"done": True, "error": runner.reason(error)}
         finally:
             self.store.flush()
-        return {"done": True, "metrics": result.values}
+        return {"done": True, "metrics": result.values, "seconds": result.metrics["seconds"][0].as_py()}
 
     def _plan(self, run_id: str) -> planning.Plan:
-        experiment = Experiment.from_mapping(self.work.experiments[run_id])
-        plan = planning.plan(experiment, self.work.datasets[self.work.tasks[run_id]])
+        experiment = Experiment.from_mapping(json.loads(self.config["experiment"]))
+        plan = planning.plan(experiment, self.work.datasets[self.config["rows"]])
         if plan.run_id != run_id:
             raise ModelError(
                 f"{run_id}: node {os.uname().nodename} has another model or another graft than the one that planned "

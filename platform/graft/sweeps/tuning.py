@@ -5,6 +5,7 @@ what is done is known from the runs themselves.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -13,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ray import tune
+from ray.tune.search import Searcher
 
+from graft.sweeps.agenda import Agenda
 from graft.sweeps.status import Status
 from graft.sweeps.trial import GraftTrial
 from graft.sweeps.work import Work
@@ -31,30 +34,32 @@ _WORKER_DEATHS = 3
 
 def tune_runs(
     work: Work,
+    agenda: Agenda,
     status: Status,
     changed: Callable[[str], None],
     concurrent: int,
-    gpus: int = 0,
+    resources: Mapping[str, float],
     trial: type[GraftTrial] = GraftTrial,
 ) -> None:
-    """Carry out the runs; `status` then holds each as done or failed.
+    """Carry out what is on the agenda, until nothing is; `status` then holds each run as done or failed.
 
     Args:
-        work: the runs.
+        work: what all runs share.
+        agenda: says which run is next, and is told how each ended.
         status: kept up to date.
         changed: called with the run_id whose state in `status` has changed.
         concurrent: trials at the same time at most.
-        gpus: that each trial has for itself.
+        resources: that each trial has for itself: `CPU`, `GPU`.
         trial: what carries out one run; a benchmark gives one that does nothing.
     """
-    trainable = tune.with_resources(tune.with_parameters(trial, work=work), {"CPU": 1, "GPU": gpus})
+    trainable = tune.with_resources(tune.with_parameters(trial, work=work), dict(resources))
     trainable.__name__ = trainable.__qualname__ = trial.__name__  # what the dashboard shows of an actor
     with _settings(), tempfile.TemporaryDirectory(prefix="graft-tune-") as folder:
         tuner = tune.Tuner(
             trainable,
-            param_space={"run_id": tune.grid_search(list(work.experiments))},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=concurrent,
+                search_alg=_Due(agenda, concurrent),
+                num_samples=-1,  # until the agenda is empty
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.config["run_id"],
                 trial_dirname_creator=lambda trial: trial.config["run_id"],
@@ -62,7 +67,7 @@ def tune_runs(
             run_config=tune.RunConfig(
                 name=status.sweep_id,
                 storage_path=folder,
-                callbacks=[_Events(status, changed)],
+                callbacks=[_Events(agenda, status, changed)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_WORKER_DEATHS),
                 verbose=0,
@@ -71,10 +76,49 @@ def tune_runs(
         tuner.fit()
 
 
+class _Due(Searcher):  # type: ignore[misc]
+    """The agenda as Tune asks it."""
+
+    def __init__(self, agenda: Agenda, concurrent: int):
+        super().__init__(metric="seconds", mode="min")
+        self.agenda, self.concurrent = agenda, concurrent
+        self.running: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as of the events."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The run that is due; None while others have to end first."""
+        if len(self.running) >= self.concurrent:
+            return None
+        plan = self.agenda.next()
+        if plan is None:
+            return None if self.running else Searcher.FINISHED
+        self.running.add(trial_id)
+        experiment = json.dumps(plan.experiment.to_mapping())
+        worst = json.dumps(self.agenda.worst(plan.run_id))
+        return {"run_id": plan.run_id, "experiment": experiment, "rows": plan.dataset.fingerprint, "worst": worst}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Room for another; the events tell the agenda."""
+        self.running.discard(trial_id)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the agenda is made anew from the runs that are done."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
 class _Events(tune.Callback):  # type: ignore[misc]
     """Keeps the status as Tune's events change it."""
 
-    def __init__(self, status: Status, changed: Callable[[str], None]):
+    def __init__(self, agenda: Agenda, status: Status, changed: Callable[[str], None]):
+        self.agenda = agenda
         self.status = status
         self.changed = changed
 
@@ -91,7 +135,9 @@ class _Events(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A run ended, or failed and said why."""
         result = trial.last_result
-        self._ended(trial, result.get("metrics"), result.get("error"))
+        if pruned := result.get("pruned"):
+            return self._pruned(trial, {int(step): loss for step, loss in pruned.items()})
+        self._ended(trial, result.get("metrics"), result.get("error"), result.get("seconds"))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A run's process died, again and again."""
@@ -99,13 +145,23 @@ class _Events(tune.Callback):  # type: ignore[misc]
         detail = f" ({known[1]})" if known else ""
         self._ended(trial, None, f"its process died{detail}, each time it was tried; its run.log says how far it came")
 
-    def _ended(self, trial: Any, metrics: Mapping[str, float | None] | None, error: str | None) -> None:
+    def _pruned(self, trial: Any, looks: Mapping[int, float]) -> None:
+        run_id = trial.config["run_id"]
+        self.status.pruned.add(run_id)
+        self.status.running.discard(run_id)
+        self.agenda.pruned(run_id, looks)
+        self.changed(run_id)
+
+    def _ended(
+        self, trial: Any, metrics: Mapping[str, float | None] | None, error: str | None, seconds: float | None = None
+    ) -> None:
         run_id = trial.config["run_id"]
         if error is None and metrics is not None:
             self.status.done[run_id] = metrics
         else:
             self.status.failed[run_id] = error or "it ended without a result"
         self.status.running.discard(run_id)
+        self.agenda.ended(run_id, self.status.done.get(run_id), self.status.failed.get(run_id), seconds or 0.0)
         self.changed(run_id)
 
 

@@ -61,9 +61,7 @@ def folds(targets: Sequence[str], regime: Regime) -> list[tuple[Indices, Indices
     if rows < 2:
         raise DataError(f"validation needs at least 2 examples, got {rows}; raise regime.examples")
     rng = seeds.generator(regime.seed, "validation")
-    validation = regime.validation
-    if validation == "auto":
-        validation = HOLD_OUT_SHARE if rows >= HOLD_OUT_FROM else FOLDS
+    validation = _validation(regime, rows)
     if validation < 1:
         held_out = min(max(round(rows * validation), 1), rows - 1)
         parts = [_in_proportion(targets, held_out, rng)]
@@ -71,6 +69,35 @@ def folds(targets: Sequence[str], regime: Regime) -> list[tuple[Indices, Indices
         order = np.concatenate(_piles(targets, rng))
         parts = [order[first :: int(validation)] for first in range(min(int(validation), rows))]
     return [(np.setdiff1d(np.arange(rows), part), np.sort(part)) for part in parts]
+
+
+def fold_count(regime: Regime) -> int:
+    """How many folds `folds` gives for the examples of a regime."""
+    validation = _validation(regime, regime.examples)
+    return 1 if validation < 1 else min(int(validation), regime.examples)
+
+
+def _validation(regime: Regime, rows: int) -> float:
+    """A share to hold out, or a number of folds."""
+    if regime.validation != "auto":
+        return regime.validation
+    return HOLD_OUT_SHARE if rows >= HOLD_OUT_FROM else FOLDS
+
+
+def hold_out(examples: pa.Table, regime: Regime) -> tuple[pa.Table, pa.Table]:
+    """The examples without a regime's own fold, in their order, and the fold, which stands in for the test rows.
+
+    Raises:
+        DataError: there is no such fold.
+    """
+    assert regime.fold is not None
+    parts = folds(examples["target"].to_pylist(), regime)
+    if regime.fold >= len(parts):
+        raise DataError(
+            f"regime.fold is {regime.fold}; {examples.num_rows} examples give the folds 0 to {len(parts) - 1}"
+        )
+    train, held = parts[regime.fold]
+    return examples.take(pa.array(train)), examples.take(pa.array(held))
 
 
 def _check_labels(known: set[str], tested: set[str], count: int) -> None:

@@ -1,7 +1,8 @@
 """Training by gradients: one loop, in this process or in many."""
 
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 from pyarrow import fs
@@ -33,6 +34,7 @@ def train(
     folder: str,
     progress: Progress,
     together: Together | None = None,
+    worst: Mapping[int, float] | None = None,
 ) -> Trained:
     """Train a node on rows, from its last checkpoint where it was begun before.
 
@@ -45,16 +47,18 @@ def train(
         folder: of the run; checkpoints lie in a folder below it.
         progress: watches the steps go by.
         together: trains with several processes; needed where `scaling.workers` is more than one.
+        worst: after a step, the largest loss of held-out rows with which training goes on.
 
     Raises:
+        PrunedError: the loss was larger.
         DataError: nothing can be held out, or a row has no target token.
         ModelError: the model cannot be trained as asked.
         TrainingError: training diverges, or its workers are lost.
     """
-    job = prepare(node, rows, more, experiment)
+    job = dataclasses.replace(prepare(node, rows, more, experiment), worst=worst or {})
     if experiment.scaling.workers > 1 and together is None:
         raise DataError(
-            f"scaling.workers: got {experiment.scaling.workers}; a sweep trains each run in one process: give 1"
+            f"scaling.workers: got {experiment.scaling.workers}, and nobody trains them together; use graft.runner.run"
         )
     return carry_out(job, files, folder, progress, together)
 

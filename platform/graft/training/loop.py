@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from graft.errors import ModelError, TrainingError
+from graft.errors import ModelError, PrunedError, TrainingError
 from graft.execution import peak_memory_bytes
 from graft.graph import Trains
 from graft.seeds import generator
@@ -30,7 +30,7 @@ from graft.training.checkpoints import Checkpoint, Checkpoints
 from graft.training.guard import MOST_ROLLBACKS
 from graft.training.optimizers import learning_rate, make_optimizer
 from graft.training.parallel import Parallel
-from graft.training.states import Job, State, Trained, Weights
+from graft.training.states import Job, State, Trained, Weights, looks
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +188,8 @@ class Loop:
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_step, state.looks = loss, state.step, 0
             self.best = self.parallel.gather(self.parameters)
+        if loss > self.job.worst.get(state.step, math.inf):
+            raise PrunedError(looks(state.curve))
 
     def _held_out_loss(self) -> float:
         """Loss of the held-out rows, its terms weighted and normalised as in training."""

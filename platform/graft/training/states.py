@@ -1,7 +1,7 @@
 """What is trained, where a training stands, and what it gives."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,8 @@ class Job:
     held_out: pa.Table | None = None
     """Rows to validate on."""
     strategy: str = "ddp"
+    worst: Mapping[int, float] = field(default_factory=dict)
+    """After a step, the largest loss of the held-out rows with which training goes on; none of other steps."""
 
 
 @dataclass
@@ -126,6 +128,12 @@ class Weights:
                 self.optimizer.state[parameter][key] = parallel.like(value.to(place, copy=True), parameter)
         if hasattr(self.module, "load_training_state"):
             self.module.load_training_state(own)
+
+
+def looks(points: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Steps taken to loss of the held-out rows, of a curve's points or the rows of `training.parquet`."""
+    found = ((point["step"] + 1, point.get("validation_loss")) for point in points)
+    return {step: loss for step, loss in found if loss is not None}
 
 
 def curve(state: State, node: str) -> pa.Table:

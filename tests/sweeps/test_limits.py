@@ -1,0 +1,108 @@
+"""What one run of a sweep may take, and how many go on at once."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graft.cluster import Cluster
+from graft.errors import SpecError
+from graft.results.records import load_metrics
+from graft.spec import Experiment, Scaling
+from graft.sweeps.limits import LimitError, limited, resident_bytes
+from graft.sweeps.resources import DRIVER_CPUS, share_out
+from graft.sweeps.sweep import run_sweep
+from graft.swept import Trial
+
+
+def work(seconds: float) -> int:
+    ended, count = time.monotonic() + seconds, 0
+    while time.monotonic() < ended:
+        count += 1
+    return count
+
+
+def test_what_takes_too_long_is_interrupted() -> None:
+    with (
+        pytest.raises(LimitError, match=r"ran longer than sweep\.trial\.seconds allows \(0\.5\)"),
+        limited(Trial(seconds=0.5)),
+    ):
+        work(60)
+    with limited(Trial(seconds=30)):
+        assert work(0.6) > 0
+    assert not [thread for thread in threading.enumerate() if thread.name == "limits"]
+
+
+def test_what_grows_too_large_is_interrupted() -> None:
+    allowed = (resident_bytes() + 200 * 2**20) / 2**30
+    held = []
+
+    def grow() -> None:
+        for _ in range(600):
+            held.append(bytearray(b"x" * 2**20))
+            work(0.005)
+
+    with (
+        pytest.raises(LimitError, match=r"more than sweep\.trial\.memory_gib allows"),
+        limited(Trial(memory_gib=allowed)),
+    ):
+        grow()
+    assert 100 < len(held) < 600
+
+
+def cluster(cpus: float, gpus: float = 0) -> Cluster:
+    return Cluster("here:1", None, cpus, gpus, 1, local=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "trial", "workers", "asked", "expected"),
+    [
+        (cluster(8), Trial(), 1, None, (8, {"CPU": 1.0, "GPU": 0.0})),
+        (cluster(8), Trial(), 1, 3, (3, {"CPU": 1.0, "GPU": 0.0})),
+        (cluster(8), Trial(cpus=0.5), 1, None, (16, {"CPU": 0.5, "GPU": 0.0})),
+        (cluster(8, 2), Trial(), 1, None, (8, {"CPU": 1.0, "GPU": 1.0})),
+        (cluster(8, 2), Trial(gpus=0.25), 1, None, (8, {"CPU": 1.0, "GPU": 0.25})),
+        (cluster(8), Trial(), 3, None, (2, {"CPU": DRIVER_CPUS})),
+        (cluster(8, 4), Trial(), 4, None, (1, {"CPU": DRIVER_CPUS})),
+        (cluster(8, 4), Trial(gpus=0), 4, None, (2, {"CPU": DRIVER_CPUS})),
+    ],
+)
+def test_runs_share_the_cluster_and_none_waits_for_workers_that_another_holds(
+    there: Cluster, trial: Trial, workers: int, asked: int | None, expected: tuple[int, dict[str, float]]
+) -> None:
+    assert share_out(there, trial, [Scaling(), Scaling(workers=workers)], asked) == expected
+
+
+def test_more_than_there_is_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"sweep\.trial\.gpus: a run needs 2 GPUs, the cluster has 1"):
+        share_out(cluster(8, 1), Trial(gpus=2), [Scaling()], None)
+    with pytest.raises(SpecError, match=r"a run with 9 workers needs 9 CPUs, the cluster has 8"):
+        share_out(cluster(8), Trial(), [Scaling(workers=9)], None)
+
+
+@pytest.mark.slow
+def test_a_run_beyond_its_limits_is_a_row_and_the_others_go_on(
+    ray_cluster: Any, tmp_path: Path, tiny_llama: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("q,a\n" + "".join(f"what is {i},it is {i}\n" for i in range(60)))
+    experiment = Experiment.from_mapping(
+        {
+            "name": "limited",
+            "models": {"base": {"source": str(tiny_llama)}},
+            "task": {"name": "file", "path": str(rows), "text": "q", "target": "a", "test_examples": 4},
+            "regime": {"examples": 8},
+            "method": {"name": "peft", "max_new_tokens": 4},
+            "training": {"tokens_per_batch": 64},
+            "sweep": {"axes": {"training.max_steps": [2, 1_000_000]}, "trial": {"seconds": 25}},
+        }
+    )
+    result = run_sweep(experiment, tmp_path / "out")
+    assert result.failed == 1
+    rows_ = load_metrics([str(tmp_path / "out" / "sweeps" / result.sweep_id)]).to_pylist()
+    assert {row["error"] for row in rows_ if row["status"] == "failed"} == {
+        "it ran longer than sweep.trial.seconds allows (25); allow more, or make it smaller"
+    }
+    assert any(row["status"] == "done" for row in rows_)

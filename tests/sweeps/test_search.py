@@ -1,0 +1,285 @@
+"""The search inside a sweep: what it tries, what it chooses by, and that a killed one ends like any other."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from pyarrow import parquet
+
+from graft import runner, runs
+from graft.errors import SpecError
+from graft.results.arms import arms
+from graft.results.searches import expected_best, load_searches
+from graft.spec import Experiment
+from graft.storage import open_storage
+from graft.sweeps.agenda import Agenda, Group
+from graft.sweeps.axes import expand, expand_members
+from graft.sweeps.looks import Looks
+from graft.sweeps.roster import plan_sweep
+from graft.sweeps.search import CellSearch, Journal
+from graft.sweeps.sweep import run_sweep
+
+CHOICES = {"method.classifier": {"choice": ["ridge", "centroid", "knn", "majority"]}}
+
+
+def swept(search: dict[str, Any], **values: Any) -> Experiment:
+    sweep = {"seeds": 2, "search": {"trials": 3, "space": CHOICES, **search}, **values.pop("sweep", {})}
+    base = {"name": "wines", "task": {"name": "wine"}, "method": {"name": "probe"}, "regime": {"examples": 24}}
+    return Experiment.from_mapping({**base, **values, "sweep": sweep})
+
+
+def agenda(experiment: Experiment, folder: Path) -> Agenda:
+    """What a sweep has to do in this storage."""
+    assert experiment.sweep is not None
+    assert experiment.sweep.search is not None
+    files = open_storage(folder)
+    roster, journal = plan_sweep(experiment, expand_members(experiment)), Journal(files, "optuna.log")
+    groups = []
+    for place, arm in enumerate(roster.arms):
+        assert arm.cell is not None
+        search = CellSearch(arm.cell, experiment.sweep.search, arm.space, journal.storage, place) if arm.space else None
+        groups.append(Group(list(arm.plans), None, search))
+
+    def read(run_id: str) -> Any:
+        if not runs.is_done(files, f"runs/{run_id}"):
+            return None
+        return runs.read_result(files, f"runs/{run_id}").values, 1.0
+
+    datasets = {plan.experiment.task.model_dump_json(): plan.dataset for plan in roster.plans.values()}
+    return Agenda(groups, read, datasets, Looks(files, "sweeps/s"))
+
+
+def drain(todo: Agenda, folder: Path, most: int = 10_000, shuffle: int | None = None) -> int:
+    """Carry out what is due, at most so many runs; in another order of endings where `shuffle` is given."""
+    files, rng, count = open_storage(folder), random.Random(shuffle), 0
+    while count < most:
+        taken = []
+        while (plan := todo.next()) is not None:
+            taken.append(plan)
+        if not taken:
+            break
+        if shuffle is not None:
+            rng.shuffle(taken)
+        for plan in taken[: most - count]:
+            count += 1
+            result = runner.carry_out(plan, files, None)
+            todo.ended(plan.run_id, result.values)
+    return count
+
+
+def tried(todo: Agenda) -> list[list[tuple[Any, ...]]]:
+    searches = [group.search for group in todo.groups if group.search is not None]
+    return [[(one.number, str(one.settings), one.value, one.status) for one in search.attempts] for search in searches]
+
+
+def test_a_search_chooses_on_held_out_examples_of_other_seeds_alone(tmp_path: Path) -> None:
+    todo = agenda(swept({"trials": 5}), tmp_path)
+    before = todo.total
+    drain(todo, tmp_path)
+    (group,) = todo.groups
+    search = group.search
+    assert search is not None
+    assert search.over
+    assert before == 5 * 5 + 2  # five settings on five folds each, and two reporting seeds
+    different = {str(attempt.settings) for attempt in search.attempts}
+    assert len(todo.known) == todo.total == 5 * len(different) + 2  # what is proposed twice runs once
+    assert [plan.experiment.regime.seed for plan in group.plans] == [0, 1]
+    judged = [plan for plan in todo.known.values() if plan.split == "validation"]
+    assert {plan.experiment.regime.seed for plan in judged} == {1000}
+    for plan in judged:
+        held = set(plan.test["id"].to_pylist())
+        assert not held & set(plan.dataset.test["id"].to_pylist())
+        assert not held & set(plan.examples["id"].to_pylist())
+        assert len(held) + plan.examples.num_rows == 24
+    for attempt in search.attempts:
+        assert attempt.value == pytest.approx(sum(todo.done[run]["accuracy"] or 0 for run in attempt.runs) / 5)
+    best = search.best
+    assert best is not None
+    assert best.value == max(attempt.value or 0 for attempt in search.attempts)
+    assert {plan.experiment.to_mapping()["method"]["classifier"] for plan in group.plans} == set(best.settings.values())
+
+
+def test_the_specs_own_setting_is_the_first_where_the_space_has_it(tmp_path: Path) -> None:
+    method = {"name": "probe", "classifier": "knn"}
+    todo = agenda(swept({}, method=method), tmp_path)
+    assert todo.groups[0].search is not None
+    assert todo.groups[0].search.attempts[0].settings == {"method.classifier": "knn"}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_a_search_that_was_killed_proposes_the_same(tmp_path: Path, sampler: str) -> None:
+    experiment = swept({"trials": 6, "sampler": sampler})
+    whole = agenda(experiment, tmp_path / "whole")
+    drain(whole, tmp_path / "whole")
+    for most in (1, 7, 11):
+        drain(agenda(experiment, tmp_path / "killed"), tmp_path / "killed", most)
+    resumed = agenda(experiment, tmp_path / "killed")
+    assert resumed.was_done == 19
+    drain(resumed, tmp_path / "killed")
+    assert tried(resumed) == tried(whole)
+    again = agenda(experiment, tmp_path / "killed")
+    assert again.next() is None
+    assert tried(again) == tried(whole)
+
+
+def test_the_order_in_which_runs_end_changes_nothing(tmp_path: Path) -> None:
+    experiment = swept({"trials": 6, "together": 3}, sweep={"axes": {"regime.examples": [16, 24]}})
+    found = []
+    for seed in (1, 2):
+        todo = agenda(experiment, tmp_path / str(seed))
+        drain(todo, tmp_path / str(seed), shuffle=seed)
+        found.append(tried(todo))
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+
+
+def test_a_setting_that_fails_is_counted_and_not_chosen(tmp_path: Path) -> None:
+    space = {"regime.validation": {"choice": ["auto", 2]}}
+    with pytest.raises(SpecError, match=r"regime\.validation: a search looks for a better answer to one question"):
+        swept({"space": space})
+    todo = agenda(swept({"trials": 4}), tmp_path)
+    first = [todo.next() for _ in range(5)]
+    for plan in first:
+        assert plan is not None
+        todo.ended(plan.run_id, None, "out of memory")
+    drain(todo, tmp_path)
+    (group,) = todo.groups
+    assert group.search is not None
+    assert [attempt.status for attempt in group.search.attempts] == ["failed", "done", "done", "done"]
+    assert group.search.best is not group.search.attempts[0]
+    rows = group.search.rows("r")
+    assert [row["error"] for row in rows] == ["out of memory", None, None, None]
+    assert [row["chosen"] for row in rows].count(True) == 1
+
+
+def test_an_arm_whose_settings_all_fail_says_why(tmp_path: Path) -> None:
+    todo = agenda(swept({"trials": 2}), tmp_path)
+    while (plan := todo.next()) is not None:
+        todo.ended(plan.run_id, None, "no such luck")
+    (group,) = todo.groups
+    assert group.error == "each of the 2 settings failed: no such luck"
+    assert group.settled
+
+
+class TestKeys:
+    def test_arms_without_the_field_have_nothing_to_search(self, tmp_path: Path) -> None:
+        methods = [{"name": "probe"}, {"name": "tart"}]
+        experiment = swept({}, sweep={"axes": {"method": methods}})
+        assert [bool(arm.space) for arm in plan_sweep(experiment, expand_members(experiment)).arms] == [True, False]
+
+    def test_a_key_may_count_for_one_method_alone(self) -> None:
+        methods = [{"name": "probe"}, {"name": "tart"}]
+        space = {"tart.components": {"int": [2, 8]}, "probe.classifier": {"choice": ["ridge", "knn"]}}
+        experiment = swept({"space": space}, sweep={"axes": {"method": methods}})
+        found = [list(arm.space) for arm in plan_sweep(experiment, expand_members(experiment)).arms]
+        assert found == [["method.classifier"], ["method.components"]]
+
+    @pytest.mark.parametrize(
+        ("space", "said"),
+        [
+            ({"training.learning_rate": {"loguniform": [1e-4, 1e-2]}}, "is a field of no arm .*none of them trains"),
+            ({"method.clasifier": {"choice": ["knn", "lda"]}}, r"method\.clasifier is a field of no arm"),
+            ({"peft.adapter.r": {"int": [1, 8]}}, r"peft\.adapter\.r is a field of no arm \(methods: probe"),
+            ({"method.classifier": {"choice": ["knn", "lad"]}}, r"method\.classifier=lad: .*did you mean 'lda'|lad"),
+            ({"method.classifier": {"uniform": [0, 1]}}, r"sweep\.search\.space: method\.classifier=0"),
+            ({"sweep.seeds": {"int": [1, 2]}}, r"sweep\.seeds: not a field of a single experiment"),
+            ({"training.seed": {"int": [1, 2]}}, "seeds are set by sweep.seeds, not by a search"),
+        ],
+    )
+    def test_a_field_that_cannot_be_searched_is_named(self, space: dict[str, Any], said: str) -> None:
+        def planned() -> None:
+            experiment = swept({"space": space})
+            plan_sweep(experiment, expand_members(experiment))
+
+        with pytest.raises(SpecError, match=said):
+            planned()
+
+    @pytest.mark.parametrize(
+        ("dimension", "said"),
+        [
+            ({"loguniform": [0, 1]}, "a logarithm needs positive ends"),
+            ({"uniform": [1, 1]}, "the first end must be below the second"),
+            ({"choice": ["a", "a"]}, "at least two different values"),
+            ({"int": [1, 2], "uniform": [0, 1]}, "give one of .*; got uniform and int"),
+            ({}, "got none"),
+            ({"int": [1.5, 2]}, "valid integer"),
+        ],
+    )
+    def test_a_range_that_is_none_is_refused(self, dimension: dict[str, Any], said: str) -> None:
+        with pytest.raises(SpecError, match=said):
+            swept({"space": {"method.classifier": dimension}})
+
+    def test_an_axis_of_one_method_alone(self) -> None:
+        methods = [{"name": "probe"}, {"name": "tart"}]
+        axes = {"method": methods, "regime.examples": [16, 32], "probe.classifier": ["ridge", "knn"]}
+        base = {"name": "wines", "task": {"name": "wine"}, "method": {"name": "probe"}, "sweep": {"axes": axes}}
+        found = [
+            (one.method.name, one.regime.examples, one.to_mapping()["method"].get("classifier"))
+            for one in expand(Experiment.from_mapping(base))
+            if one.method is not None
+        ]
+        probes = [("probe", size, classifier) for size in (16, 32) for classifier in ("ridge", "knn")]
+        assert found == [*probes, ("tart", 16, None), ("tart", 32, None)]
+        axes = {"regime.examples": [16], "tart.head": ["hybrid"]}
+        with pytest.raises(SpecError, match=r"an axis of tart alone, and no arm has that method \(probe\)"):
+            expand(Experiment.from_mapping({**base, "sweep": {"axes": axes}}))
+
+    def test_an_amount_of_data_may_have_its_own_number_of_seeds(self) -> None:
+        sweep: dict[str, Any] = {"axes": {"regime.examples": [16, 32]}, "seeds": {16: 3, 32: 1}}
+        base = {"name": "wines", "task": {"name": "wine"}, "method": {"name": "probe"}, "sweep": sweep}
+        found = [(one.regime.examples, one.regime.seed) for one in expand(Experiment.from_mapping(base))]
+        assert found == [(16, 0), (16, 1), (16, 2), (32, 0)]
+        assert Experiment.from_mapping(Experiment.from_mapping(base).to_mapping()).sweep is not None
+        sweep["seeds"] = {16: 3}
+        with pytest.raises(SpecError, match=r"sweep\.seeds: 32 examples are not listed \(those that are: 16\)"):
+            expand(Experiment.from_mapping(base))
+
+
+def test_a_sweep_with_a_search_reports_on_what_it_chose(ray_cluster: Any, tmp_path: Path) -> None:
+    experiment = swept({"trials": 3}, sweep={"axes": {"regime.examples": [16, 120]}})
+    result = run_sweep(experiment, tmp_path)
+    assert result.failed == 0
+    folder = tmp_path / "sweeps" / result.sweep_id
+    rows = load_searches([str(folder)]).to_pylist()
+    assert [(row["examples"], row["trial"]) for row in rows] == [(size, one) for size in (16, 120) for one in range(3)]
+    assert {len(row["runs"]) for row in rows if row["examples"] == 16} == {5}
+    assert {len(row["runs"]) for row in rows if row["examples"] == 120} == {1}
+    metrics = result.metrics.to_pylist()
+    assert {row["split"] for row in metrics} == {"test"}
+    assert {row["seed"] for row in metrics} == {0, 1}
+    for row in rows:
+        if row["chosen"]:
+            own = [run for run in metrics if run["run_id"] == row["reports"]]
+            assert own[0]["examples"] == row["examples"]
+            assert json.loads(own[0]["searched"]) == json.loads(row["settings"])
+            assert (
+                json.loads(own[0]["spec"])["method"]["classifier"] == json.loads(row["settings"])["method.classifier"]
+            )
+    # One arm, whatever was chosen for its two amounts of data.
+    assert len({arm.name for arm in arms(result.metrics).values()}) == 1
+    studies = optuna.get_all_study_summaries(
+        optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "optuna.log")))
+    )
+    assert [study.n_trials for study in studies] == [3, 3]
+    # The same command runs nothing and gives the same.
+    again = run_sweep(experiment, tmp_path)
+    assert again.metrics.equals(result.metrics)
+    assert load_searches([str(folder)]).to_pylist() == rows
+    predictions = parquet.read_table(folder / "predictions.parquet")
+    assert set(predictions["split"].to_pylist()) == {"test"}
+
+
+def test_the_expected_best_of_k() -> None:
+    values = [0.3, 0.9, 0.5, 0.5, 0.1]
+    for lower, best in ((False, max), (True, min)):
+        brute = [
+            sum(best(drawn) for drawn in itertools.combinations(values, k))
+            / len(list(itertools.combinations(values, k)))
+            for k in range(1, 6)
+        ]
+        assert expected_best(values, lower) == pytest.approx(brute)
+    assert expected_best([]) == []
