@@ -15,6 +15,9 @@ import pytest
 hypothesis.settings.register_profile("graft", deadline=None)
 hypothesis.settings.load_profile("graft")
 
+# Ray makes its workers give way to every other process, and a second test process then starves them.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # Before torch is imported: networks this small are slower with more threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

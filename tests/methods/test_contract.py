@@ -112,10 +112,18 @@ NEVER_IDENTITY = ("PREFIX_TUNING", "PROMPT_TUNING")
 """Virtual tokens take attention from the text whatever they are."""
 
 
+EVERYWHERE = ("LORA", "PREFIX_TUNING", "full", "serial", "calm", "fiat", "icl", "icl-thought", "probe")
+"""What is tested on every model every time; the others on the other models in the long tests."""
+
+
 def over(methods: Iterable[str]) -> Any:
     """Every method on every model that it can be put to: an anchor writes from left to right."""
     pairs = [(method, model) for model in MODELS for method in methods if (method in CALM, model) != (True, "tiny_t5")]
-    return pytest.mark.parametrize(("method", "model"), pairs, indirect=["model"])
+    marked = [
+        pytest.param(*pair, marks=[] if pair[0] in EVERYWHERE or pair[1] == MODELS[0] else pytest.mark.long)
+        for pair in pairs
+    ]
+    return pytest.mark.parametrize(("method", "model"), marked, indirect=["model"])
 
 
 MODEL = pytest.mark.parametrize("model", MODELS, indirect=True)

@@ -20,6 +20,17 @@ def km(n: float, d: float) -> float:
     return float(((8e8 / n) ** (0.09 / 0.11) + 5e8 / d) ** 0.11)
 
 
+@pytest.mark.parametrize("form", list(FORMS))
+def test_slopes_are_those_of_the_surface(form: str) -> None:
+    known, (n, d) = FORMS[form], np.array(GRID).T
+    values = np.log([begin[0] for begin in known.begins])
+    _, slopes = known.surface(values, n, d)
+    for place in range(len(values)):
+        moved = [values + step * np.eye(len(values))[place] for step in (1e-6, -1e-6)]
+        above, below = (known.surface(one, n, d)[0] for one in moved)
+        assert slopes[:, place] == pytest.approx((above - below) / 2e-6, rel=1e-5, abs=1e-8)
+
+
 @pytest.mark.parametrize(("form", "law"), [("chinchilla", chinchilla), ("km", km)])
 def test_a_law_is_found_again(form: str, law: object) -> None:
     losses = [law(n, d) for n, d in GRID]  # type: ignore[operator]

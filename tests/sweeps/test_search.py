@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from graft import runner, runs
-from graft.errors import SpecError
+from graft.errors import PrunedError, SpecError
 from graft.results.arms import arms
 from graft.results.searches import expected_best, load_searches
 from graft.spec import Experiment
@@ -66,8 +66,12 @@ def drain(todo: Agenda, folder: Path, most: int = 10_000, shuffle: int | None = 
             rng.shuffle(taken)
         for plan in taken[: most - count]:
             count += 1
-            result = runner.carry_out(plan, files, None)
-            todo.ended(plan.run_id, result.values)
+            try:
+                result = runner.carry_out(plan, files, None, worst=todo.worst(plan.run_id))
+            except PrunedError as error:
+                todo.pruned(plan.run_id, error.looks)
+            else:
+                todo.ended(plan.run_id, result.values)
     return count
 
 
@@ -165,6 +169,73 @@ def test_an_arm_whose_settings_all_fail_says_why(tmp_path: Path) -> None:
     assert group.settled
 
 
+@pytest.fixture
+def pruned(tmp_path: Path, tiny_llama: Path) -> Experiment:
+    """A search over learning rates, most of which learn nothing, that stops what is behind."""
+    rows = tmp_path / "rows.csv"
+    pairs = (("cold", "ice"), ("hot", "fire"))
+    rows.write_text("q,a\n" + "".join(f"{q} {i},{a}\n" for i in range(100) for q, a in pairs))
+    return Experiment.from_mapping(
+        {
+            "name": "pruned",
+            "models": {"base": {"source": str(tiny_llama)}},
+            "task": {"name": "file", "path": str(rows), "text": "q", "label": "a", "test_examples": 20},
+            "regime": {"examples": 100},
+            "method": {"name": "peft", "adapter": {"peft_type": "LORA", "r": 4}},
+            "training": {"max_steps": 9, "tokens_per_batch": 256, "validate_every_steps": 1, "learning_rate": 0.03},
+            "sweep": {
+                "search": {
+                    "trials": 6,
+                    "pruner": "asha",
+                    "sampler": "random",
+                    "space": {"training.learning_rate": {"choice": [0.03, 1e-7, 2e-7, 3e-7, 4e-7]}},
+                }
+            },
+        }
+    )
+
+
+def test_what_is_behind_at_its_looks_is_stopped(pruned: Experiment, tmp_path: Path) -> None:
+    todo = agenda(pruned, tmp_path / "whole")
+    drain(todo, tmp_path / "whole")
+    (group,) = todo.groups
+    search = group.search
+    assert search is not None
+    assert search.rungs == [1, 3]
+    states = [attempt.status for attempt in search.attempts]
+    assert states[:2] == ["done", "done"]  # with less than three nobody is behind
+    assert "pruned" in states
+    assert search.best is not None
+    assert search.best.settings == {"training.learning_rate": 0.03}
+    for attempt in search.attempts:
+        if attempt.pruned:
+            assert list(attempt.looks) in ([1], [1, 2, 3])
+            assert not (tmp_path / "whole" / "runs" / attempt.runs[0]).exists()
+        else:
+            assert list(attempt.looks) == list(range(1, 10))
+    # Killed on the way, it stops the same and runs nothing twice.
+    count = drain(agenda(pruned, tmp_path / "killed"), tmp_path / "killed", 4)
+    resumed = agenda(pruned, tmp_path / "killed")
+    count += drain(resumed, tmp_path / "killed")
+    assert tried(resumed) == tried(todo)
+    assert count == len(resumed.known) == len(todo.known)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"training": {"max_steps": 9}}, r"there are none; set training\.validate_every_steps"),
+        ({"scaling": {"workers": 2}}, "a training with several workers is not stopped early"),
+    ],
+)
+def test_a_pruner_without_looks_is_refused(pruned: Experiment, values: dict[str, Any], said: str) -> None:
+    mapping = pruned.to_mapping()
+    experiment = Experiment.from_mapping({**mapping, **values})
+    members = expand_members(experiment)
+    with pytest.raises(SpecError, match=said):
+        plan_sweep(experiment, members)
+
+
 class TestKeys:
     def test_arms_without_the_field_have_nothing_to_search(self, tmp_path: Path) -> None:
         methods = [{"name": "probe"}, {"name": "tart"}]
@@ -240,14 +311,14 @@ class TestKeys:
 
 
 def test_a_sweep_with_a_search_reports_on_what_it_chose(ray_cluster: Any, tmp_path: Path) -> None:
-    experiment = swept({"trials": 3}, sweep={"axes": {"regime.examples": [16, 120]}})
+    experiment = swept({"trials": 3}, sweep={"axes": {"regime.examples": [16, 100]}})
     result = run_sweep(experiment, tmp_path)
     assert result.failed == 0
     folder = tmp_path / "sweeps" / result.sweep_id
     rows = load_searches([str(folder)]).to_pylist()
-    assert [(row["examples"], row["trial"]) for row in rows] == [(size, one) for size in (16, 120) for one in range(3)]
+    assert [(row["examples"], row["trial"]) for row in rows] == [(size, one) for size in (16, 100) for one in range(3)]
     assert {len(row["runs"]) for row in rows if row["examples"] == 16} == {5}
-    assert {len(row["runs"]) for row in rows if row["examples"] == 120} == {1}
+    assert {len(row["runs"]) for row in rows if row["examples"] == 100} == {1}
     metrics = result.metrics.to_pylist()
     assert {row["split"] for row in metrics} == {"test"}
     assert {row["seed"] for row in metrics} == {0, 1}

@@ -10,6 +10,7 @@ N are parameters, D are tokens of data, L is in nats. Both are fitted to the log
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,10 @@ Numbers = NDArray[np.float64]
 HUBER = 1e-3
 """Where Huber's loss turns from a square into a line, in log nats, as in the first paper."""
 
-MOST_EVALUATIONS = 1000
-"""Of one search."""
+FEW_EVALUATIONS, MOST_EVALUATIONS = 60, 1000
+"""Of a short search, and of one that goes to its end."""
+TO_THE_END = 3
+"""Short searches that are followed to their ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Fit:
             data: tokens.
         """
         values = np.log(list(self.parameters.values()))
-        return float(np.exp(FORMS[self.form].log_loss(values, np.array([size], float), np.array([data], float))[0]))
+        log_loss, _ = FORMS[self.form].surface(values, np.array([size], float), np.array([data], float))
+        return float(np.exp(log_loss[0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +58,26 @@ class Form:
     names: tuple[str, ...]
     begins: tuple[tuple[float, ...], ...]
     """Values from which each parameter's search begins."""
-    log_loss: Callable[[Numbers, Numbers, Numbers], Numbers]
-    """Of the parameters' logarithms, sizes and data."""
+    surface: Callable[[Numbers, Numbers, Numbers], tuple[Numbers, Numbers]]
+    """Log loss [N] of P logarithms of parameters, N sizes and N amounts of data, and its derivatives [N, P]."""
 
 
-def _chinchilla(values: Numbers, size: Numbers, data: Numbers) -> Numbers:
+def _chinchilla(values: Numbers, size: Numbers, data: Numbers) -> tuple[Numbers, Numbers]:
     e, a, alpha, b, beta = values
-    terms = [np.full_like(size, e), a - np.exp(alpha) * np.log(size), b - np.exp(beta) * np.log(data)]
-    return np.asarray(np.logaddexp.reduce(terms, axis=0), float)
+    by_size, by_data = np.exp(alpha) * np.log(size), np.exp(beta) * np.log(data)
+    terms = np.array([np.full_like(size, e), a - by_size, b - by_data])
+    total = np.logaddexp.reduce(terms, axis=0)
+    of_e, of_a, of_b = np.exp(terms - total)
+    return total, np.stack([of_e, of_a, -of_a * by_size, of_b, -of_b * by_data], axis=1)
 
 
-def _km(values: Numbers, size: Numbers, data: Numbers) -> Numbers:
+def _km(values: Numbers, size: Numbers, data: Numbers) -> tuple[Numbers, Numbers]:
     nc, dc, an, ad = values
     by_size = np.exp(an - ad) * (nc - np.log(size))
-    return np.asarray(np.exp(ad) * np.logaddexp(by_size, dc - np.log(data)), float)
+    both = np.logaddexp(by_size, dc - np.log(data))
+    of_size = np.exp(by_size - both)
+    slopes = [of_size * np.exp(an - ad), 1 - of_size, of_size * by_size, both - of_size * by_size]
+    return np.exp(ad) * both, np.exp(ad) * np.stack(slopes, axis=1)
 
 
 FORMS = {
@@ -111,15 +121,21 @@ def fit(form: str, sizes: Sequence[float], data: Sequence[float], losses: Sequen
 
 
 def _residuals(values: Numbers, form: Form, n: Numbers, d: Numbers, y: Numbers) -> Numbers:
-    return np.asarray(form.log_loss(values, n, d) - y, float)
+    return form.surface(values, n, d)[0] - y
+
+
+def _slopes(values: Numbers, form: Form, n: Numbers, d: Numbers, y: Numbers) -> Numbers:
+    return form.surface(values, n, d)[1]
 
 
 def _search(form: Form, begins: Sequence[Numbers], n: Numbers, d: Numbers, y: Numbers) -> Numbers:
-    """The best of several searches."""
-    found = [
-        optimize.least_squares(
-            _residuals, begin, loss="huber", f_scale=HUBER, args=(form, n, d, y), max_nfev=MOST_EVALUATIONS
+    """The best of several searches: a short one from each beginning, then those that came furthest to their ends."""
+
+    def searched(begin: Numbers, evaluations: int) -> Any:
+        return optimize.least_squares(
+            _residuals, begin, _slopes, loss="huber", f_scale=HUBER, args=(form, n, d, y), max_nfev=evaluations
         )
-        for begin in begins
-    ]
-    return np.asarray(min(found, key=lambda one: one.cost).x, float)
+
+    short = sorted((searched(begin, FEW_EVALUATIONS) for begin in begins), key=lambda one: one.cost)
+    ends = [searched(one.x, MOST_EVALUATIONS) for one in short[:TO_THE_END]]
+    return np.asarray(min(ends, key=lambda one: one.cost).x, float)
