@@ -22,7 +22,7 @@ from graft.results.resampling import CHUNK, Spread
 from graft.results.weighted import Floats
 from graft.seeds import generator
 
-FLIPS = 10_000
+FLIPS = 4000
 """Random sign flips; the smallest p is one more than this over one."""
 
 POWER = 0.8
