@@ -1,7 +1,7 @@
 """Intervals: how far a mean could be from what another draw would have given.
 
 Student-t over seeds covers the draw of examples and the training, not the draw of test rows, which every seed
-shares; Wilson's interval covers the test rows of a single run.
+shares; Wilson's interval covers the test rows of a single run. `graft.results.resampling` covers both.
 """
 
 import math
@@ -19,6 +19,8 @@ class Interval:
     high: float | None
     n: int
     """Values that the mean is taken over."""
+    covers: str = "seeds"
+    """What another draw of would have given other numbers: `seeds`, `items`, `seeds and items`, `seeds and groups`."""
 
     @property
     def half_width(self) -> float | None:
@@ -84,7 +86,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     margin = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(share, max(0.0, centre - margin), min(1.0, centre + margin), n)
+    return Interval(share, max(0.0, centre - margin), min(1.0, centre + margin), n, "items")
 
 
 def _t_quantile(confidence: float, degrees: int) -> float:

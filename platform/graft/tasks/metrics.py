@@ -4,10 +4,12 @@ A metric that is undefined for these rows (the area under a curve when only one 
 the result, so no metric is ever NaN.
 """
 
+import functools
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +73,7 @@ def classification(
     column = {label: index for index, label in enumerate(labels)}
     true = np.array([column[target] for target in targets])
     predicted = np.array([column[prediction] for prediction in predictions])
-    probabilities = _normalised(np.asarray(log_probabilities, np.float64))
+    probabilities = normalised(np.asarray(log_probabilities, np.float64))
     rows = np.arange(len(true))
     return {
         "accuracy": float(accuracy_score(true, predicted)),
@@ -80,7 +82,7 @@ def classification(
         ),
         "macro_f1": float(f1_score(true, predicted, average="macro", zero_division=0)),
         **_areas(true, probabilities, None if rarer is None else column[rarer]),
-        "log_loss": _log_loss(probabilities, true),
+        "log_loss": float(log_losses(probabilities, true).mean()),
         "ece": _ece(probabilities[rows, predicted], true == predicted),
     }
 
@@ -101,18 +103,11 @@ def generation(targets: Sequence[str], predictions: Sequence[str | None]) -> dic
     - `chrf`, 0 to 100: the mean over rows of sacrebleu's sentence chrF2, so that rows can be resampled;
     - `parsed`: the share of predictions that are not None.
     """
-    from sacrebleu.metrics import CHRF
-
     if not len(targets):
         return {}
     pairs = list(zip(targets, predictions, strict=True))
-    chrf = CHRF()
-    return {
-        "exact_match": _mean(p is not None and _normal(p) == _normal(t) for t, p in pairs),
-        "f1": _mean(0.0 if p is None else _word_f1(_words(t), _words(p)) for t, p in pairs),
-        "chrf": _mean(0.0 if p is None else chrf.sentence_score(p, [t]).score for t, p in pairs),
-        "parsed": _mean(p is not None for _, p in pairs),
-    }
+    names = ("exact_match", "f1", "chrf", "parsed")
+    return {name: _mean(ROW_SCORES[name](target, answer) for target, answer in pairs) for name in names}
 
 
 def abstains(text: str) -> bool:
@@ -120,7 +115,12 @@ def abstains(text: str) -> bool:
     return _normal(text) == ABSTENTION
 
 
-def _normalised(log_probabilities: Floats) -> Floats:
+def normalised(log_probabilities: Floats) -> Floats:
+    """Probabilities [N, C] that add up to one in every row, from log-probabilities [N, C].
+
+    Raises:
+        DataError: a row has a NaN, or nothing but minus infinity.
+    """
     highest = log_probabilities.max(axis=1, keepdims=True)
     if not np.isfinite(highest).all():
         row = int(np.flatnonzero(~np.isfinite(highest[:, 0]))[0])
@@ -148,16 +148,58 @@ def _areas(true: npt.NDArray[np.int64], probabilities: Floats, rarer: int | None
     }
 
 
-def _log_loss(probabilities: Floats, true: npt.NDArray[np.int64]) -> float:
+def log_losses(probabilities: Floats, true: npt.NDArray[np.int64]) -> Floats:
+    """The loss [N] of each row in nats, from probabilities [N, C] and the true columns [N]."""
     clipped = np.clip(probabilities, LEAST_PROBABILITY, None)
     chosen = clipped[np.arange(len(true)), true] / clipped.sum(axis=1)
-    return float(-np.log(chosen).mean())
+    return np.asarray(-np.log(chosen))
+
+
+def confidence_bins(confidence: Floats) -> npt.NDArray[np.int64]:
+    """The bin of `ece` that each confidence [N] falls into."""
+    return np.asarray(np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1))
 
 
 def _ece(confidence: Floats, correct: npt.NDArray[np.bool_]) -> float:
-    bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=confidence - correct, minlength=ECE_BINS)
+    gaps = np.bincount(confidence_bins(confidence), weights=confidence - correct, minlength=ECE_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _exact_match(target: str, answer: str | None) -> float:
+    return float(answer is not None and _normal(answer) == _normal(target))
+
+
+def _f1(target: str, answer: str | None) -> float:
+    return 0.0 if answer is None else _word_f1(_words(target), _words(answer))
+
+
+def _chrf(target: str, answer: str | None) -> float:
+    return 0.0 if answer is None else float(_chrf_metric().sentence_score(answer, [target]).score)
+
+
+@functools.cache
+def _chrf_metric() -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()
+
+
+def _parsed(target: str, answer: str | None) -> float:
+    return float(answer is not None)
+
+
+def _boolean_accuracy(target: str, answer: str | None) -> float:
+    return float(abstains(target) == abstains(answer or ""))
+
+
+ROW_SCORES: Mapping[str, Callable[[str, str | None], float]] = {
+    "exact_match": _exact_match,
+    "f1": _f1,
+    "chrf": _chrf,
+    "parsed": _parsed,
+    "boolean_accuracy": _boolean_accuracy,
+}
+"""What one answer is worth to a metric that is a mean over rows of free text, from the target and the answer."""
 
 
 def _normal(text: str) -> str:

@@ -59,7 +59,7 @@ class XtremeUpQa(GroupedTask):
     def judged(self, rows: pa.Table) -> dict[str, float]:
         """`boolean_accuracy`: the share of rows where the answer and the target both abstain, or neither does."""
         pairs = zip(rows["target"].to_pylist(), rows["prediction"].to_pylist(), strict=True)
-        right = [metrics.abstains(target) == metrics.abstains(answer or "") for target, answer in pairs]
+        right = [metrics.ROW_SCORES["boolean_accuracy"](target, answer) for target, answer in pairs]
         return {"boolean_accuracy": sum(right) / len(right)} if right else {}
 
 
