@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
-from graft import models, pool, prediction, runner
+from graft import models, planning, pool, prediction, runner
 from graft.arrays import matrix
 from graft.cluster import Cluster
 from graft.errors import ClusterError, ModelError
@@ -114,6 +114,23 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_computed_twice(
     assert set(stored_rows(tmp_path).values()) == {1}
     alone = run_node(embed(Embed, tiny_bert), rows, None)
     assert matrix(pooled["embedding"]) == pytest.approx(matrix(alone["embedding"]), rel=1e-5, abs=1e-6)
+
+
+def test_rationales_of_many_rows_are_written_by_the_pool(
+    cluster: Cluster, tiny_llama: Path, store: ColumnStore, tmp_path: Path
+) -> None:
+    base = {"source": str(tiny_llama)}
+    method = {"name": "fiat", "exemplars": 0, "max_rationale_tokens": 4}
+    wanted = experiment(tmp_path, tiny_llama, 90, models={"teacher": base, "student": base}, method=method)
+    plan = planning.plan(wanted)
+    explain, rows, said = plan.graph.nodes[0], plan.examples.select(["id", "text"]), []
+    with RayPool(tmp_path, min_rows=8) as several:
+        pooled = run_node(explain, rows, store, lambda what, done, total: said.append((done, total)), several)
+    assert (store.tallies["teacher_calls"], store.tallies["teacher_reads"]) == (24, 0)
+    assert said[-1] == (24, 24)
+    assert set(stored_rows(tmp_path).values()) == {1}
+    alone = explain.run(rows.select(["text"]))
+    assert pooled["rationale"].to_pylist() == alone["rationale"].to_pylist()
 
 
 def test_an_error_in_a_worker_arrives_as_itself(

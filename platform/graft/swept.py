@@ -197,6 +197,8 @@ class Sweep(Section):
     """Looks for the best setting of each arm before it is reported on; null takes the settings as written."""
     margin: float = Field(0.01, gt=0)
     """Two arms are called equivalent where their difference is certainly smaller, in the metric's own unit."""
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Who else is told of each run that is done; their packages are the extras `mlflow` and `wandb`."""
     trial: Trial = Trial()
     """What one run may take."""
 

@@ -38,7 +38,7 @@ class Curves:
         self.known.add(plan.run_id)
         place = f"{self.folder}/{plan.run_id}"
         values = {name: value for name, value in metrics.items() if value is not None}
-        settings = _flat(plan.experiment.to_mapping())
+        settings = flat(plan.experiment.to_mapping())
         with writing(place):
             root = local_root(self.files)
             if root:
@@ -60,12 +60,12 @@ def _write(folder: Path, settings: Mapping[str, Any], metrics: Mapping[str, floa
             writer.add_scalar(name, value, step)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys to plain values; what is null says nothing."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         elif value is not None:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+            found[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

@@ -38,6 +38,7 @@ from graft.sweeps.resources import share_out
 from graft.sweeps.roster import Roster, plan_sweep
 from graft.sweeps.search import CellSearch, Journal
 from graft.sweeps.status import Progress, Status, Watcher
+from graft.sweeps.tracking import trackers
 from graft.sweeps.work import Work
 from graft.swept import Sweep
 
@@ -111,6 +112,7 @@ class _Sweep:
         self.status = Status(self.roster.sweep_id, _inside(storage, self.folder), len(self.roster.plans))
         self.results: dict[str, Result] = {}
         self.curves = Curves(self.files, self.folder)
+        self.trackers = trackers(self.sweep.track, self.roster.sweep_id, self.files, self.folder)
         self.journal = Journal(self.files, f"{self.folder}/optuna.log")
         self.datasets = {plan.experiment.task.model_dump_json(): plan.dataset for plan in self.roster.plans.values()}
 
@@ -205,6 +207,9 @@ class _Sweep:
         for run_id, values in self.status.done.items():
             if run_id not in self.status.tried:
                 self.curves.write(self.agenda.known[run_id], values)
+                known = {name: value for name, value in values.items() if value is not None}
+                for tracker in self.trackers:
+                    tracker.log(self.agenda.known[run_id], known)
 
     def _describe(self) -> None:
         content = {**self.experiment.to_mapping(), "runs": list(self.agenda.known)}
@@ -221,6 +226,8 @@ class _Sweep:
         if rows:
             write_table(self.files, f"{self.folder}/{SEARCHES}", pa.Table.from_pylist(rows, schema=SEARCH))
         self.journal.keep()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def _arms(roster: Roster, groups: Sequence[Group]) -> list[Progress]:
