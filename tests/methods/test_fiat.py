@@ -170,6 +170,15 @@ class TestTeacher:
         explain = graph(tiny_llama, exemplars=10, max_rationale_tokens=20).nodes[0]
         with pytest.raises(ModelError, match=r"with 10 exemplars .* tokens too long; .* with \d exemplars it fits"):
             explain.check(TEST)
+        bare = graph(tiny_llama, exemplars=0, max_rationale_tokens=20).nodes[0]
+        with pytest.raises(ModelError, match=r"with 0 exemplars .*; without any, the longest text that fits has \d+"):
+            bare.check(pa.table({"text": ["ice " * 400]}))
+        several = graph(tiny_llama, exemplars=3, exemplars_per_group=True, max_rationale_tokens=20).nodes[0]
+        with pytest.raises(ModelError, match=r"without any, the longest text that fits has \d+ tokens"):
+            several.check(pa.table({"text": ["ice " * 400], "group": ["north"]}))
+        told = graph(tiny_llama, exemplars=0, max_rationale_tokens=240, reasoning_instruction="why " * 20).nodes[0]
+        with pytest.raises(ModelError, match=r"even without any text: lower method\.max_rationale_tokens"):
+            told.check(TEST)
         long = pa.table({"text": ["ice " * 400]})
         with pytest.raises(ModelError, match=r"longest text that fits has \d+ tokens: set task.max_tokens"):
             explain.check(long)

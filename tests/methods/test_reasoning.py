@@ -11,7 +11,7 @@ import pytest
 
 from graft import models
 from graft.arrays import score_matrix
-from graft.errors import SpecError
+from graft.errors import DataError, SpecError
 from graft.graph import Context, Graph
 from graft.methods.reasoning import STEP_BY_STEP, Reason, RetrieveAuto, drawing
 from graft.tasks.dataset import Dataset
@@ -51,6 +51,14 @@ def test_demonstrations_reason_before_their_labels(tiny_llama: Path) -> None:
     blocks = [f"Input: {s['text']}\nExplanation: {s['rationale']} The answer is {s['target']}." for s in shown]
     (prompt,) = reason(graph)._prompts(reason(graph)._template(), rows)
     assert prompt == "\n\n".join([*blocks, f"Input: {rows['text'][0].as_py()}\nExplanation:"])
+
+
+def test_blank_lines_in_a_shown_rationale_end_no_rationale(tiny_llama: Path) -> None:
+    place = TRAIN.column_names.index("rationale")
+    gaps = TRAIN.set_column(place, "rationale", pa.array(["first.\n\nthen."] * TRAIN.num_rows))
+    graph = fitted(tiny_llama, dataset(train=gaps), **FEW)
+    (prompt,) = reason(graph)._prompts(reason(graph)._template(), asked(graph).slice(0, 1))
+    assert "Explanation: first.\nthen. The answer is" in prompt
 
 
 def test_labels_are_scored_after_the_models_own_reasons(tiny_llama: Path) -> None:
@@ -148,6 +156,29 @@ class TestAuto:
             own = zero.run(row)
             assert one["rationale"] == own["rationale"][0].as_py()
             assert one["target"] == own["prediction"][0].as_py()  # not the row's label: it is not looked at
+
+    def test_a_cluster_without_an_answer_that_can_be_read_shows_nothing(
+        self, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read = {TRAIN["text"][place].as_py() for place in range(0, TRAIN.num_rows, 3)}
+        run = Reason.run
+
+        def mute(self: Reason, rows: pa.Table) -> pa.Table:
+            found = run(self, rows)
+            known = [text in read for text in rows["text"].to_pylist()]
+            said = pa.array([one if k else None for one, k in zip(found["prediction"].to_pylist(), known, strict=True)])
+            return found.set_column(found.column_names.index("prediction"), "prediction", said)
+
+        monkeypatch.setattr(Reason, "run", mute)
+        graph = fitted(tiny_llama, num_shots=4, chain_of_thought="auto")
+        texts = dict(zip(TRAIN["id"].to_pylist(), TRAIN["text"].to_pylist(), strict=True))
+        shown = {one for several in asked(graph)["demonstrations"].to_pylist() for one in several}
+        assert shown
+        assert {texts[one] for one in shown} <= read
+        assert reason(graph)._prompts(reason(graph)._template(), asked(graph))
+        read.clear()
+        with pytest.raises(DataError, match=r"none of its \d+ answers can be read; use zero_shot"):
+            fitted(tiny_llama, num_shots=4, chain_of_thought="auto")
 
     def test_targets_are_not_read(self, tiny_llama: Path) -> None:
         other = TRAIN.set_column(

@@ -203,3 +203,20 @@ def test_a_template_reads_what_it_writes(template: str, inputs: tuple[str, ...],
     assert found.read(whole.removeprefix(found.opening)) == row
     prompt = render_next(found, [{**dict.fromkeys(inputs, "_"), **row, "target": "t"}], "Go.")
     assert prompt.split("\n\n") == ["Go.", f"{whole}{found.candidate('t')}", found.opening]
+
+
+@pytest.mark.parametrize(
+    ("rationale", "answer"),
+    [
+        ("It is so. The answer is 7.", "7"),
+        ("So the answer is 7.", "7"),
+        ("The answer is 6? No: the answer is  7", "7"),
+        ("The answer isn't known.", None),
+        ("The answer is", None),
+        ("nothing", None),
+    ],
+)
+def test_the_answer_that_a_rationale_states(rationale: str, answer: str | None) -> None:
+    assert answer_in(rationale) == answer
+    assert concluding("Why?", rationale, chat=False).endswith("The answer is")
+    assert concluding("Why?", "So the answer is 7.", chat=False) == "Why? So The answer is"

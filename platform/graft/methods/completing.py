@@ -68,7 +68,7 @@ class Complete(Answer):
     def _shown(self, rows: pa.Table) -> list[list[Row]]:
         """What each row's prompt demonstrates."""
         examples = {example["id"]: self._cut(example) for example in self.examples}
-        return [[examples[one] for one in ids] for ids in rows["demonstrations"].to_pylist()]
+        return [[examples[one] for one in ids if one in examples] for ids in rows["demonstrations"].to_pylist()]
 
     def _prompts(self, template: Template, rows: pa.Table) -> list[str]:
         asked, shown = rows.to_pylist(), self._shown(rows)

@@ -42,7 +42,7 @@ def exemplars(given: int | str, per_group: bool, seed: int, task: Task, dataset:
         raise SpecError("method.exemplars_per_group: this task has no groups; set task.group, or leave it false")
     rows = _from_file(given, per_group, task, dataset) if isinstance(given, str) else _pool(dataset)
     columns = ["id", *dataset.inputs, "target", "rationale", *(["group"] if per_group else [])]
-    found = [_tidy(row) for row in rows.select(columns).to_pylist()]
+    found = [tidy(row) for row in rows.select(columns).to_pylist()]
     if isinstance(given, int):
         order = generator(seed, "exemplars").permutation(len(found))
         found = _chosen([found[place] for place in order], given, per_group)
@@ -110,6 +110,6 @@ def _as_file(path: str, per_group: bool, task: Task, dataset: "Dataset") -> File
     return FileTask(name="file", path=path, rationale="rationale", **fields)
 
 
-def _tidy(row: dict[str, Any]) -> dict[str, Any]:
+def tidy(row: dict[str, Any]) -> dict[str, Any]:
     """Without blank lines in the rationale: they stand between exemplars."""
     return {**row, "rationale": re.sub(r"\s*\n\s*\n\s*", "\n", row["rationale"].strip())}

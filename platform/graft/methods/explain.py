@@ -8,7 +8,7 @@ epoch, seed, student and ablation.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,8 @@ class Explain(Answer):
     """Rows with `target` and `rationale`, shown before the question."""
     per_group: bool = False
     """Show a row the exemplars of its own group alone."""
+    limit: ClassVar[str] = "method.max_rationale_tokens"
+    """What the user calls `max_new_tokens` here."""
     donors: tuple[dict[str, Any], ...] = ()
     """Rows that are explained in a row's place, by its column `donor`: a control."""
 
@@ -96,13 +98,19 @@ class Explain(Answer):
 
     def _cure(self, template: Template, rows: pa.Table, shown: int) -> str:
         """With how many exemplars everything fits, or how long a text may be."""
-        for count in range(shown - 1, -1, -1):
+        for count in range(shown - 1, 0, -1):
             fewer = dataclasses.replace(self, exemplars=self._first(count))
-            excess = fewer._excess(template, fewer._prompts(template, rows))
-            if (excess <= 0).all():
+            if (fewer._excess(template, fewer._prompts(template, rows)) <= 0).all():
                 return f"with {count} exemplars it fits"
-        lengths = self.model.count_tokens([template.input(row) for row in rows.to_pylist()])
-        longest = int((lengths - excess).min())
+        bare = dataclasses.replace(self, exemplars=(), per_group=False)
+        excess = bare._excess(template, bare._prompts(template, rows))
+        if (excess <= 0).all():
+            return "without exemplars it fits"
+        # Each input column is cut by itself: what the longest may have depends on what the others say.
+        lengths = np.array([self.model.count_tokens(rows[name].to_pylist()) for name in self._cuttable()])
+        longest = int((lengths.max(axis=0) - excess).min()) if lengths.size else 0
+        if longest < 1:
+            return f"even without any text: lower {self.limit} or shorten the reasoning_instruction"
         return f"without any, the longest text that fits has {longest} tokens: set task.max_tokens to that or less"
 
     def _first(self, count: int) -> tuple[dict[str, Any], ...]:

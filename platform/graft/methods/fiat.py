@@ -13,11 +13,11 @@ arXiv:2305.02301).
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from graft.errors import SpecError
 from graft.graph import Graph, Node
@@ -77,6 +77,12 @@ class Fiat(Tuning):
         if isinstance(value, bool) or (isinstance(value, int) and value < 0):
             raise ValueError(f"got {value!r}; give how many (0 for none), or a file")
         return value
+
+    @model_validator(mode="after")
+    def _groups_show_something(self) -> Self:
+        if self.exemplars_per_group and self.exemplars == 0:
+            raise ValueError("exemplars_per_group shows each row exemplars of its group: give exemplars above 0")
+        return self
 
     @field_validator("instruction")
     @classmethod
@@ -196,6 +202,7 @@ class Donate(Node):
 class Student(Tuned):
     """The answer of a tuned model that reads a rationale."""
 
+    shorten: ClassVar[str] = "lower method.max_rationale_tokens, " + Tuned.shorten
     shows: Literal["", "rationale", "answer", "corrupted"]
     """What of the rationale stands in its prompt; nothing."""
     words: tuple[str, ...] = ()

@@ -16,18 +16,19 @@ the one that was drawn first; column `votes` says which share has given it.
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 
 from graft.arrays import answer_columns, matrix
-from graft.errors import SpecError
+from graft.errors import DataError, SpecError
 from graft.execution import run_node
 from graft.graph import Context
 from graft.hashing import row_keys
 from graft.methods.answering import Row
 from graft.methods.completing import Complete
+from graft.methods.exemplars import tidy
 from graft.methods.retrieving import Retrieve, read
 from graft.models.model import Sampling
 from graft.tasks.templates import THEREFORE, Template, concluding, render
@@ -46,6 +47,7 @@ MOST_TRIED = 8
 class Reason(Complete):
     """A frozen model's answer after its own rationale."""
 
+    shorten: ClassVar[str] = "lower method.max_rationale_tokens, " + Complete.shorten
     chain: Chain
     max_rationale_tokens: int
     samples: int
@@ -70,7 +72,8 @@ class Reason(Complete):
         else:
             kept = rows.to_pylist()
         columns = ("id", *self.inputs, "target", "rationale")
-        return dataclasses.replace(fitted, examples=tuple({name: row[name] for name in columns} for row in kept))
+        examples = (tidy({name: row[name] for name in columns}) for row in kept)
+        return dataclasses.replace(fitted, examples=tuple(examples))
 
     def run(self, rows: pa.Table) -> pa.Table:
         """Reason, then answer."""
@@ -80,7 +83,7 @@ class Reason(Complete):
         begun = [self._begun(prompt) for prompt in asked]
         written = self.model.write(begun, self.max_rationale_tokens, () if self._chats else ("\n\n",), sampling)
         thoughts = [" ".join(filter(None, (self._opening, one.text.strip()))) for one in written]
-        prompts = [concluding(*pair, chat=self._chats) for pair in zip(asked, thoughts, strict=True)]
+        prompts = [concluding(*pair, chat=self.model.chat is not None) for pair in zip(asked, thoughts, strict=True)]
         answers, chosen, votes = self._texts(prompts) if self.generation else self._labels(template, prompts)
         first = np.arange(rows.num_rows) * self.samples
         columns = {
@@ -97,7 +100,7 @@ class Reason(Complete):
         """How probable the targets are after the rationales: sums over their tokens (nats) and their numbers, [N]."""
         template = self._template()
         pairs = zip(self._questions(template, rows), rows["rationale"].to_pylist(), strict=True)
-        prompts = [concluding(*pair, chat=self._chats) for pair in pairs]
+        prompts = [concluding(*pair, chat=self.model.chat is not None) for pair in pairs]
         targets = [f" {target}" for target in rows["target"].to_pylist()]
         counts = [len(answer) for _, answer in self.model.continuations(prompts, targets)]
         return self.model.score(prompts, [[target] for target in targets])[:, 0], np.array(counts, np.int64)
@@ -148,7 +151,7 @@ class Reason(Complete):
 
     def _begun(self, prompt: str) -> str:
         """With the words that every rationale begins with."""
-        return prompt + (self._opening if self._chats else f" {self._opening}".rstrip())
+        return prompt + (self._opening if self.model.chat else f" {self._opening}".rstrip())
 
     @property
     def _opening(self) -> str:
@@ -211,10 +214,21 @@ class RetrieveAuto(Retrieve):
             for place, row in zip(tried, reasoned, strict=True)
             if row["prediction"] and _simple(texts[place], row["rationale"])
         }
-        chosen = [next((place for place in cluster if place in good), cluster[0]) for cluster in clusters]
+        answered = {place for place, row in zip(tried, reasoned, strict=True) if row["prediction"]}
+        # A cluster none of whose questions the model answers so that it can be read shows nothing.
+        chosen = [
+            next(iter([*(place for place in cluster if place in good), *(p for p in cluster if p in answered)]))
+            for cluster in clusters
+            if answered.intersection(cluster)
+        ]
+        if not chosen:
+            raise DataError(
+                f"method.chain_of_thought: auto shows questions that the model itself answers, and none of its "
+                f"{len(tried)} answers can be read; use zero_shot, or a model that can"
+            )
         rest = [place for place in range(len(known.ids)) if place not in set(chosen)]
         ids, keys = ([values[place] for place in [*chosen, *rest]] for values in (known.ids, known.keys))
-        return dataclasses.replace(known, ids=tuple(ids), keys=tuple(keys), vectors=None)
+        return dataclasses.replace(known, num_shots=len(chosen), ids=tuple(ids), keys=tuple(keys), vectors=None)
 
     def run(self, rows: pa.Table) -> pa.Table:
         """The chosen ones but those that say what the row says: no other takes their place."""

@@ -47,6 +47,7 @@ WHY = "Explanation:"
 """Stands before a rationale."""
 THEREFORE = "The answer is"
 """Ends a rationale and begins its answer (Wei et al. 2022, arXiv:2201.11903)."""
+_STATED = re.compile(rf"\b{re.escape(THEREFORE)}\b", re.IGNORECASE)
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -221,16 +222,17 @@ def concluding(prompt: str, rationale: str, chat: bool) -> str:
         rationale: what was written.
         chat: whether that began a turn.
     """
-    before, found, _ = rationale.rpartition(THEREFORE)
-    words = " ".join(filter(None, ((before if found else rationale).strip(), THEREFORE)))
+    stated = list(_STATED.finditer(rationale))
+    before = rationale[: stated[-1].start()] if stated else rationale
+    words = " ".join(filter(None, (before.strip(), THEREFORE)))
     return prompt + words if chat else f"{prompt} {words}"
 
 
 def answer_in(rationale: str) -> str | None:
     """The answer that a rationale ends with; None where it states none."""
-    _, found, answer = rationale.rpartition(THEREFORE)
-    answer = answer.strip().removesuffix(".").strip()
-    return answer if found and answer else None
+    stated = list(_STATED.finditer(rationale))
+    answer = rationale[stated[-1].end() :].strip().removesuffix(".").strip() if stated else ""
+    return answer or None
 
 
 def _blocks(
