@@ -8,8 +8,7 @@ teacher   rationales with four exemplars: graft's batches, in which rows of simi
           are read once, against transformers' `generate` prompt by prompt; the texts are compared, too
 
 The student is graft-nano. The teacher of the ladder is a Llama with random weights of ten times its parameters: FIAT's
-teacher is the larger model, and what it says changes no cost; the ladder is measured with graft-nano as the teacher,
-too. The rows are of flan_cot (its own questions and rationales), or made up where that file is not there. Both sides of
+teacher is the larger model, and what it says changes no cost. The rows are of flan_cot (its own questions and rationales), or made up where that file is not there. Both sides of
 each part run in one process; ratios are of one run.
 """
 
@@ -60,8 +59,7 @@ def main() -> None:
         path = Path(folder) / "rows.parquet"
         pq.write_table(rows(options.data), path)
         if "ladder" not in options.skip:
-            for name, source in {"graft-nano": NANO, "ten times as large": str(larger(Path(folder)))}.items():
-                ladder(name, source, path, 8 if options.quick else 48, 4 if options.quick else 20)
+            ladder(str(larger(Path(folder))), path, 8 if options.quick else 48, 4 if options.quick else 20)
         if "teacher" not in options.skip:
             teacher(path, 8 if options.quick else options.rows, 1 if options.quick else 3)
 
@@ -90,7 +88,7 @@ def larger(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     network = transformers.LlamaForCausalLM(config)
-    print(f"teachers: {nano.parameters / 1e6:.1f} and {network.num_parameters() / 1e6:.1f} million parameters")
+    print(f"student {nano.parameters / 1e6:.1f} million parameters, teacher {network.num_parameters() / 1e6:.1f}")
     network.save_pretrained(folder / "larger")
     nano.tokenizer.save_pretrained(folder / "larger")
     return folder / "larger"
@@ -118,11 +116,11 @@ def spec(path: Path, method: dict[str, Any], seed: int, examples: int, steps: in
     )
 
 
-def ladder(name: str, source: str, path: Path, examples: int, steps: int) -> None:
+def ladder(source: str, path: Path, examples: int, steps: int) -> None:
     """Print what ten runs cost with a store, and when every run and epoch asks the teacher."""
     specs = [spec(path, switch, seed, examples, steps, source) for seed in range(SEEDS) for switch in SWITCHES]
     sides = {"each rationale once": cost(specs, kept=True), "per run and epoch": cost(specs, kept=False)}
-    print(f"\nladder, teacher {name}: {len(specs)} runs of {examples} examples and as many test rows, {steps} steps")
+    print(f"\nladder: {len(specs)} runs of {examples} examples and as many test rows, {steps} steps")
     print(f"{'':<22}{'teacher tokens':>16}{'rationales':>12}{'seconds':>10}")
     for side, (tokens, written, seconds) in sides.items():
         print(f"{side:<22}{tokens:>16,}{written:>12,}{seconds:>10.1f}")
