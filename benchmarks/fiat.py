@@ -8,8 +8,8 @@ teacher   rationales with four exemplars: graft's batches, in which rows of simi
           are read once, against transformers' `generate` prompt by prompt; the texts are compared, too
 
 The student is graft-nano. The teacher of the ladder is a Llama with random weights of ten times its parameters: FIAT's
-teacher is the larger model, and what it says changes no cost. The rows are of flan_cot (its own questions and rationales), or made up where that file is not there. Both sides of
-each part run in one process; ratios are of one run.
+teacher is the larger model, and what it says changes no cost. The rows are of flan_cot (its own questions and
+rationales), or made up where that file is not there. Both sides of each part run in one process; ratios are of one run.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def rows(data: Path) -> pa.Table:
 
 def larger(folder: Path) -> Path:
     """A Llama of ten times graft-nano's parameters, with random weights and graft-nano's tokenizer."""
-    nano = models.load(NANO, variant="pretrained")
+    nano = models.load(NANO)
     config = transformers.LlamaConfig(
         vocab_size=len(nano.tokenizer),
         hidden_size=480,

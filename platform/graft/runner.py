@@ -144,6 +144,7 @@ def carry_out(
         train = _Train(planned.experiment, files, folder, progress, together, worst)
         context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train)
         graph = planned.graph.fit(planned.examples, context)
+        _warn_of_silence(test)
         rest = graph.after(len(planned.graph.frozen()))
         answers = rest.run(test.select(["id", *rest.inputs]), store, progress, pool)
         for column in ("target", "group", "checks"):
@@ -218,6 +219,14 @@ def _frozen_beginning(planned: Plan, store: ColumnStore | None, progress: Progre
     if hasattr(node, "build") and isinstance(node, Answer) and set(node.reads) <= set(rows.column_names):
         dataclasses.replace(node, labels=planned.dataset.labels or ()).check(rows)
     return rows
+
+
+def _warn_of_silence(rows: pa.Table) -> None:
+    """A teacher that writes nothing is no error, and what it is compared with is then no comparison."""
+    if "rationale_whole" in rows.column_names:
+        empty = rows["rationale"].to_pylist().count("")
+        if empty > rows.num_rows / 2:
+            log.warning("%d of %d rationales of test rows are empty: is this model a teacher?", empty, rows.num_rows)
 
 
 def together(planned: Plan, storage: str | Path, address: str | None) -> "Together | None":
