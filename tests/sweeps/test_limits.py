@@ -12,7 +12,7 @@ from graft.errors import SpecError
 from graft.results.records import load_metrics
 from graft.spec import Experiment, Scaling
 from graft.sweeps.limits import LimitError, limited, resident_bytes
-from graft.sweeps.resources import DRIVER_CPUS, share_out
+from graft.sweeps.resources import DRIVER, share_out
 from graft.sweeps.sweep import run_sweep
 from graft.swept import Trial
 
@@ -64,9 +64,9 @@ def cluster(cpus: float, gpus: float = 0) -> Cluster:
         (cluster(8), Trial(cpus=0.5), 1, None, (16, {"CPU": 0.5, "GPU": 0.0})),
         (cluster(8, 2), Trial(), 1, None, (8, {"CPU": 1.0, "GPU": 1.0})),
         (cluster(8, 2), Trial(gpus=0.25), 1, None, (8, {"CPU": 1.0, "GPU": 0.25})),
-        (cluster(8), Trial(), 3, None, (2, {"CPU": DRIVER_CPUS})),
-        (cluster(8, 4), Trial(), 4, None, (1, {"CPU": DRIVER_CPUS})),
-        (cluster(8, 4), Trial(gpus=0), 4, None, (2, {"CPU": DRIVER_CPUS})),
+        (cluster(8), Trial(), 3, None, (2, DRIVER)),
+        (cluster(8, 4), Trial(), 4, None, (1, DRIVER)),
+        (cluster(8, 4), Trial(gpus=0), 4, None, (2, DRIVER)),
     ],
 )
 def test_runs_share_the_cluster_and_none_waits_for_workers_that_another_holds(

@@ -7,8 +7,9 @@ from graft.errors import SpecError
 from graft.spec import Scaling
 from graft.swept import Trial
 
-DRIVER_CPUS = 0.01
-"""Of a run whose training has workers of its own: Ray Train takes theirs, of which Ray Tune knows nothing."""
+DRIVER = {"memory": 1.0}
+"""What a run takes whose training has workers of its own: Ray Train takes their CPUs, of which Ray Tune knows nothing,
+and Tune starts no trial for nothing at all. A byte leaves all CPUs to the workers."""
 
 
 def share_out(
@@ -46,4 +47,4 @@ def share_out(
         return min(limit, asked or limit), {"CPU": trial.cpus, "GPU": gpus}
     if gpus:
         limit = max(1, min(limit, int(cluster.gpus / workers)))
-    return min(limit, asked or limit), {"CPU": DRIVER_CPUS}
+    return min(limit, asked or limit), dict(DRIVER)
