@@ -171,8 +171,11 @@ def _start(name: str) -> None:
             _temp_dir="/tmp/ray",
             **_options(name),
         )
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ClusterError(f"Ray cannot be started on this machine: {_reason(error)}") from error
+    except Exception as error:  # Ray raises bare ones, for example where a node takes too long to start
+        raise ClusterError(
+            f"Ray cannot be started on this machine: {_reason(error)}; if the machine is busy, try again, or join a "
+            "cluster with --address"
+        ) from error
 
 
 def _join(address: str, name: str) -> None:

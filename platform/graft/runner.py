@@ -227,6 +227,9 @@ def _warn_of_silence(rows: pa.Table) -> None:
         empty = rows["rationale"].to_pylist().count("")
         if empty > rows.num_rows / 2:
             log.warning("%d of %d rationales of test rows are empty: is this model a teacher?", empty, rows.num_rows)
+        cut = rows["rationale_whole"].to_pylist().count(False)
+        if cut > rows.num_rows / 2:
+            log.warning("%d of %d were cut by method.max_rationale_tokens: raise it?", cut, rows.num_rows)
 
 
 def together(planned: Plan, storage: str | Path, address: str | None) -> "Together | None":

@@ -129,7 +129,7 @@ class Reason(Complete):
             counts = Counter(one for one in own if one is not None)
             best = max(counts, key=counts.__getitem__) if counts else None
             chosen.append(own.index(best))
-            votes.append(own.count(best) / self.samples)
+            votes.append(counts[best] / self.samples if best is not None else 0.0)
         taken = [texts[start].strip().removesuffix(".") for start in np.arange(len(chosen)) * self.samples + chosen]
         return self._answers(taken), np.array(chosen), np.array(votes)
 
