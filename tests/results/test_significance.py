@@ -1,5 +1,6 @@
 """Tests and corrections against scipy, statsmodels and simulated levels and power."""
 
+import functools
 import math
 
 import numpy as np
@@ -19,9 +20,14 @@ from graft.results.significance import (
 )
 
 
+@functools.cache
+def weights_for(items: int, draws: int, groups: tuple[int, ...] | None) -> np.ndarray:
+    return np.concatenate(list(weights_of(items, None if groups is None else np.array(groups), draws)), axis=1)
+
+
 def spread(values: np.ndarray, draws: int = 300, groups: np.ndarray | None = None, share: bool = True) -> Spread:
     seeds, items = values.shape
-    weights = np.concatenate(list(weights_of(items, groups, draws)), axis=1)
+    weights = weights_for(items, draws, None if groups is None else tuple(groups))
     drawn = (values.astype(np.float32) @ weights / weights.sum(axis=0)).astype(float)
     return Spread(tuple(range(seeds)), values.mean(axis=1), items, drawn, values, groups, share)
 
