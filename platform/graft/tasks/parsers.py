@@ -98,6 +98,9 @@ PARSERS: dict[str, Callable[[str], str | None]] = {
 }
 """Name to the function that reads an answer; None means that there is none in it."""
 
+SINGLE = ("number", "choice", "yes_no")
+"""Parsers that give one value: it is right or wrong, and nothing in between."""
+
 
 def parse(text: str | None, parser: str | None) -> str | None:
     """What an answer says: the text as it is where the task names no parser."""
