@@ -428,9 +428,10 @@ def test_a_metric_that_one_group_lacks_has_no_mean_over_groups() -> None:
 
 def test_targets_are_read_as_answers_are() -> None:
     task = GroupedTask(name="x", parser="number")
-    answers = pa.table({"target": ["51.0", "so 6\n#### 1,000", "7"], "prediction": ["51", "1000", None]})
+    targets = ["51.0", "so 6\n#### 1,000", "7", "15", "5"]
+    answers = pa.table({"target": targets, "prediction": ["51", "1000", None, "1.5", "-5"]})
     found = evaluate(answers, None, task)
-    assert (found["exact_match"], found["parsed"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert (found["exact_match"], found["f1"], found["parsed"]) == pytest.approx((2 / 5, 2 / 5, 4 / 5))
 
 
 def test_labels_have_no_parser(tiny_bert: Path) -> None:

@@ -84,6 +84,13 @@ def test_without_demonstrations_it_thinks_step_by_step(tiny_llama: Path) -> None
 
 
 class TestVotes:
+    def test_every_server_takes_the_seeds(self) -> None:
+        rows = pa.table({"text": [str(row) for row in range(200)]})
+        sampling = drawing(rows, 3, 1.0)
+        assert sampling is not None
+        assert all(0 <= seed < 2**31 for seed in sampling.seeds)
+        assert len(set(sampling.seeds)) == 600
+
     def test_the_label_of_most_chains_wins(self, tiny_llama: Path) -> None:
         graph = fitted(tiny_llama, **FEW, samples=5, temperature=1.0)
         node, rows = reason(graph), asked(graph)

@@ -1,7 +1,11 @@
 """A model over HTTP, against a real server."""
 
+import http.client
 import json
+import socket
+import ssl
 import threading
+import urllib.error
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 import graft.models
 from graft.errors import ModelError
 from graft.models import endpoint
+from graft.models.endpoint import pause_seconds
 from graft.spec import ModelSource
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -74,6 +79,14 @@ def server() -> Iterator[Server]:
     running.server_close()
 
 
+@pytest.fixture(autouse=True)
+def asked_pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """Nothing is waited for: attempts and the seconds that the server asked for."""
+    pauses: list[tuple[int, float]] = []
+    monkeypatch.setattr(endpoint, "pause_seconds", lambda attempt, asked: pauses.append((attempt, asked)) or 0.0)
+    return pauses
+
+
 @pytest.fixture
 def handle(server: Server) -> Callable[..., graft.models.Model]:
     return lambda **settings: graft.models.load(ModelSource(source=f"endpoint:{server.url}#writer", **settings))
@@ -110,17 +123,110 @@ def test_stop_strings_are_sent_and_applied_here(server: Server, handle: Any) -> 
 
 
 def test_a_busy_server_is_asked_again(server: Server, handle: Any) -> None:
-    server.script = [busy(429), busy(500), busy(503)]
+    codes = [408, 409, 425, 429, 500, 503, 522, 529]
+    server.script = [busy(code) for code in codes]
     assert handle().generate(["Hello"]) == ["Hello, and so on.\nEnd"]
-    assert len(server.asked) == 4
+    assert len(server.asked) == len(codes) + 1
 
 
 def test_but_not_for_ever(server: Server, handle: Any) -> None:
     server.script = [busy() for _ in range(20)]
-    with pytest.raises(ModelError, match=r"gave up after 5 attempts \(HTTP 503 too many requests\)") as caught:
+    with pytest.raises(ModelError, match=r"gave up after 10 attempts \(HTTP 503 too many requests\)") as caught:
         handle().generate(["Hello"])
     assert caught.value.exit_code == 1
     assert len(server.asked) == endpoint.ATTEMPTS
+
+
+def test_pauses_outlast_a_limit_per_minute_and_heed_the_server(
+    server: Server, handle: Any, asked_pauses: list[tuple[int, float]]
+) -> None:
+    pauses = [pause_seconds(attempt) for attempt in range(1, endpoint.ATTEMPTS)]
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (endpoint.FIRST_PAUSE_SECONDS, endpoint.LONGEST_PAUSE_SECONDS)
+    assert sum(pauses) > 90
+    assert [pause_seconds(1, asked) for asked in (0, 60, 3600, float("nan"))] == [0.5, 60, 120, 0.5]
+    waits = ["60", "0", "Wed, 21 Oct 2015 07:28:00 GMT", "2.5"]
+    server.script = [(429, {"Retry-After": wait}, b"") for wait in waits]
+    handle().generate(["Hello"])
+    assert asked_pauses == [(1, 60), (2, 0), (3, 0), (4, 2.5)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "attempts", "message"),
+    [
+        (urllib.error.URLError(TimeoutError("timed out")), 10, "TimeoutError: timed out.*is the server running"),
+        (urllib.error.URLError(ConnectionResetError("reset")), 10, "ConnectionResetError: reset"),
+        (urllib.error.URLError(BrokenPipeError("pipe")), 10, "BrokenPipeError: pipe"),
+        (urllib.error.URLError(ssl.SSLEOFError("eof")), 10, "SSLEOFError"),
+        (http.client.RemoteDisconnected("closed"), 10, "RemoteDisconnected: closed"),
+        (TimeoutError("the read timed out"), 10, "TimeoutError: the read"),
+        (urllib.error.URLError(ConnectionRefusedError("refused")), 3, "cannot be reached: refused.*is the address"),
+        (urllib.error.URLError(socket.gaierror("unknown name")), 3, "cannot be reached: unknown name"),
+        (urllib.error.URLError(ssl.SSLCertVerificationError("expired")), 3, "cannot be reached: .*expired"),
+    ],
+)
+def test_a_broken_connection_is_tried_again(
+    handle: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception, attempts: int, message: str
+) -> None:
+    model, tried = handle(), []
+    opened = endpoint._OPENER.open
+
+    def broken(*arguments: Any, **keywords: Any) -> Any:
+        tried.append(arguments)
+        if len(tried) < lasts:
+            raise failure
+        return opened(*arguments, **keywords)
+
+    monkeypatch.setattr(endpoint._OPENER, "open", broken)
+    lasts = attempts
+    assert model.generate(["Hello"]) == ["Hello, and so on.\nEnd"]
+    tried, lasts = [], 100
+    with pytest.raises(ModelError, match=f"gave up after {attempts} attempts .*{message}") as caught:
+        model.generate(["Hello"])
+    assert (caught.value.exit_code, len(tried)) == (1, attempts)
+
+
+def test_one_failure_ends_the_pauses_of_the_others(
+    server: Server, handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "pause_seconds", lambda *_: 600.0)
+    server.script = [busy(), busy(), (401, {}, b"")]
+    with pytest.raises(ModelError, match="HTTP 401"):
+        handle().generate(["1", "2", "3"])
+
+
+@pytest.mark.parametrize("variant", [None, "instruct"])
+def test_a_refused_prompt_is_named(server: Server, handle: Any, variant: str | None) -> None:
+    server.script = [(400, {}, b'{"error": {"message": "maximum context length is 8 tokens"}}')]
+    with pytest.raises(ModelError, match=r"is 8 tokens; .*the prompt 'Translate a+…a+ this' \(905 characters\)"):
+        handle(variant=variant).generate(["Translate " + "a" * 890 + " this"])
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"message": {"content": None}, "finish_reason": "content_filter"}, "filter withheld the answer to .*'Hello'"),
+        ({"message": {"content": "Half of"}, "finish_reason": "content_filter"}, "filter withheld the answer"),
+        (
+            {"message": {"content": None, "reasoning_content": "Hm"}, "finish_reason": "length"},
+            "no text .*tokens",
+        ),
+        ({"message": {"content": [{"type": "text", "text": "Hi"}]}, "finish_reason": "stop"}, "holds no text"),
+        ({"message": {"content": ""}}, "holds no text"),
+        ({"message": {"content": ""}, "finish_reason": "tool_calls"}, "holds no text"),
+        ({"message": {"content": ""}, "finish_reason": "stop"}, None),
+        ({"message": {"content": ""}, "finish_reason": "length"}, None),
+        ({"message": {"content": "Hi"}}, None),
+    ],
+)
+def test_only_text_is_an_answer(server: Server, handle: Any, choice: dict[str, Any], message: str | None) -> None:
+    server.script = [(200, {}, json.dumps({"choices": [choice]}).encode())]
+    if message is None:
+        (found,) = handle(variant="instruct").write(["Hello"])
+        assert (found.text, found.whole) == (choice["message"]["content"], choice.get("finish_reason") != "length")
+    else:
+        with pytest.raises(ModelError, match=message):
+            handle(variant="instruct").write(["Hello"])
 
 
 @pytest.mark.parametrize(

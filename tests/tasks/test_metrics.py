@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +9,7 @@ from sacrebleu.metrics import CHRF
 from sklearn import metrics as reference
 
 from graft.errors import DataError
+from graft.results.outcomes import run_metric
 from graft.tasks.metrics import classification, generation, rarer_label
 
 RNG = np.random.default_rng(0)
@@ -129,6 +131,33 @@ def test_answers_are_compared_as_squad_does(target: str, prediction: str | None,
     found = generation([target], [prediction])
     assert (found["exact_match"], found["f1"]) == (exact, pytest.approx(f1))
     assert found["parsed"] == float(prediction is not None)
+
+
+@pytest.mark.parametrize(
+    ("parser", "target", "prediction", "exact", "f1"),
+    [
+        ("number", "15", "1.5", 0, 0),
+        ("number", "5", "-5", 0, 0),
+        ("number", "18", "1.8", 0, 0),
+        ("number", "-$1,050.0", "-1050", 1, 1),
+        ("number", "so 6\n#### 1,000", "1000", 1, 1),
+        ("number", "1,000", "1", 0, 0),
+        ("number", "7", None, 0, 0),
+        ("choice", "(A)", "A", 1, 1),  # an article to SQuAD's normalisation
+        ("choice", "A", "B", 0, 0),
+        ("yes_no", "No.", "no", 1, 1),
+        ("python", "x = -1", "x = 1", 0, 1),  # of code a part may be right: f1 is of words
+        ("python", "```python\nx = 1\n```", "x = 1", 1, 1),
+    ],
+)
+def test_what_was_read_is_right_as_a_whole(
+    parser: str, target: str, prediction: str | None, exact: float, f1: float
+) -> None:
+    found = generation([target], [prediction], parser)
+    assert (found["exact_match"], found["f1"], found["parsed"]) == (exact, f1, float(prediction is not None))
+    answers = pa.table({"target": [target], "prediction": pa.array([prediction], pa.string())})
+    for metric, value in found.items():
+        assert np.asarray(run_metric(answers, metric, parser)).tolist() == [value]
 
 
 def test_chrf_is_the_mean_of_sacrebleus_sentence_scores() -> None:

@@ -3,7 +3,9 @@
 import logging
 import re
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,21 @@ def test_nothing_takes_more_than_its_share(program: str, why: str, monkeypatch: 
     assert why in found.why
 
 
+LEAVES_SOMETHING = (
+    "import sqlite3\nsqlite3.connect('OUTSIDE/a')",
+    "import os\nos.open('a', os.O_CREAT | os.O_WRONLY, dir_fd=os.open('OUTSIDE', os.O_RDONLY))",
+    "import os\nos.scandir('OUTSIDE')\nfor n in range(32):\n    os.open('a', os.O_CREAT | os.O_WRONLY, dir_fd=n)",
+    "import os\nos.mkdir('OUTSIDE/a')",
+    "import os\nos.mkdir('a', dir_fd=os.open('OUTSIDE', os.O_RDONLY))",
+    "import os\nos.mkfifo('OUTSIDE/a')",
+    "import posix\nposix.mknod('OUTSIDE/a')",
+    "import dbm.gnu\ndbm.gnu.open('OUTSIDE/a', 'n')",
+    "import readline\nreadline.write_history_file('OUTSIDE/a')",
+    "import pathlib\npathlib.Path('OUTSIDE/a').mkdir()",
+)
+"""Programs that write in a folder that is not theirs."""
+
+
 @pytest.mark.parametrize(
     "program",
     [
@@ -97,12 +114,55 @@ def test_nothing_takes_more_than_its_share(program: str, why: str, monkeypatch: 
         "import os\nos.open('/graft-was-here', os.O_CREAT | os.O_WRONLY)",
         "import os\nos.remove(os.__file__)",
         "import os\nos.chdir('/')",
+        "import _xxsubinterpreters",
+        "import ssl\nssl.SSLContext().keylog_filename = '/tmp/graft-was-here'",
+        "import sys, os\ndel sys.modules['posix'], sys.modules['os']\nimport os",
+        "import sys\ndel sys.modules['_posixsubprocess']\nimport _posixsubprocess",
+        "import _posixsubprocess\n_posixsubprocess.fork_exec()",
+        *(program.replace("OUTSIDE", "/lib") for program in LEAVES_SOMETHING),
     ],
 )
 def test_the_interpreter_refuses_ways_out(program: str) -> None:
     why = outcome(program).why
     assert "sandbox" in why or why.startswith(("PermissionError", "ValueError")), why
     assert not Path("/graft-was-here").exists()
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that everybody may write to, and a Python that runs behind the weaker walls."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        monkeypatch.setattr(sys, "executable", python)
+        if Path(python).exists() and sandbox.run(Job(sandbox.PROBE, ""), 10, "process").passed:
+            break
+    else:
+        pytest.skip("the user nobody can run no Python here")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("program", LEAVES_SOMETHING)
+def test_without_namespaces_nothing_is_left_outside_either(outside: Path, program: str) -> None:
+    found = sandbox.run(Job(program.replace("OUTSIDE", str(outside)), REACHED), 10, "process")
+    assert not list(outside.iterdir())
+    assert "sandbox" in found.why, found.why
+
+
+def test_the_refusals_leave_programs_alone(outside: Path) -> None:
+    program = """
+import asyncio, os, subprocess, unittest.mock, urllib.request
+from os import *
+from pathlib import Path
+os.makedirs("a/b")
+Path("a/c").mkdir()
+Path("a/c/d").write_text("e")
+os.close(os.open("f", os.O_CREAT | os.O_WRONLY, 0o600))
+Path("g").touch()
+"""
+    tests = "assert sorted(found for _, *some in os.walk('.') for found in sum(some, [])) == [*'abcdfg']"
+    for kind in ("process", sandbox.walls()):
+        assert sandbox.run(Job(program, tests), 10, kind) == Outcome(True, "")
 
 
 def test_a_program_writes_in_its_own_folder_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ MOST_WORDS, MOST_STEPS = 60, 5
 """Longer questions and rationales make no good demonstrations (Zhang et al. 2022, section 4)."""
 MOST_TRIED = 8
 """Questions of a cluster, from its middle on, that the model reasons about until one will do."""
+SEEDS = 2**31
+"""Seeds of draws are below: every server takes them (vLLM's are 64 bits with a sign, NumPy's 32 bits)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ def drawing(rows: pa.Table, samples: int, temperature: float) -> Sampling | None
     if samples == 1:
         return None
     keys = [int.from_bytes(key[:8], "little") for key in row_keys(rows)]
-    return Sampling(temperature, [key + draw for key in keys for draw in range(samples)])
+    return Sampling(temperature, [(key + draw) % SEEDS for key in keys for draw in range(samples)])
 
 
 def own_reasons(node: Reason, rows: pa.Table, context: Context) -> pa.Table:

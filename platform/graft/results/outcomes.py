@@ -23,8 +23,7 @@ from graft.results.resampling import DRAWS, Spread, clusters, resample
 from graft.results.statistics import Interval
 from graft.results.tables import Cell, summary
 from graft.results.weighted import Floats, Ints, Weighted
-from graft.tasks.metrics import ROW_SCORES, log_losses, normalised, rarer_label
-from graft.tasks.parsers import parse
+from graft.tasks.metrics import ROW_SCORES, log_losses, normalised, rarer_label, row_score
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ def run_metric(rows: pa.Table, metric: str, parser: str | None = None) -> Weight
     Args:
         rows: the run's predictions.
         metric: name of one.
-        parser: `task.parser`, which reads the targets of free text.
+        parser: `task.parser`, which reads the targets of free text and says how answers are compared.
 
     Returns:
         None where these columns do not tell.
@@ -108,9 +107,8 @@ def run_metric(rows: pa.Table, metric: str, parser: str | None = None) -> Weight
         return _classification(rows, metric)
     if metric in ROW_SCORES:
         pairs = list(zip(rows["target"].to_pylist(), rows["prediction"].to_pylist(), strict=True))
-        score, seen = ROW_SCORES[metric], {}
-        for target, answer in set(pairs):
-            seen[target, answer] = score(parse(target, parser) or target, answer)
+        score = row_score(metric, parser)
+        seen = {(target, answer): score(target, answer) for target, answer in set(pairs)}
         return np.array([seen[pair] for pair in pairs], np.float64)
     if metric == "perplexity" and {"target_log_probability", "target_tokens"} <= names:
         sums, tokens = (rows[name].to_numpy() for name in ("target_log_probability", "target_tokens"))

@@ -8,7 +8,6 @@ from graft.errors import GraftError
 from graft.spec import Task
 from graft.tasks import metrics
 from graft.tasks.groups import MACRO, GroupedTask, rows_in
-from graft.tasks.parsers import parse
 
 
 def by_group(answers: pa.Table, labels: tuple[str, ...] | None, task: Task) -> list[tuple[str, dict[str, float], int]]:
@@ -40,9 +39,7 @@ def evaluate(
     """
     targets, predicted = answers["target"].to_pylist(), answers["prediction"].to_pylist()
     if labels is None:
-        # A target that the parser cannot read was refused when the rows were read.
-        read = [parse(target, task.parser) or target for target in targets]
-        found = metrics.generation(read, predicted)
+        found = metrics.generation(targets, predicted, task.parser)
         if "target_log_probability" in answers.column_names:
             found["perplexity"] = metrics.perplexity(answers["target_log_probability"], answers["target_tokens"])
         return found | task.judged(answers)

@@ -11,9 +11,11 @@ import builtins
 import ctypes
 import json
 import os
+import posix
 import resource
 import signal
 import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,8 +37,17 @@ REFUSED = (
     *("os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "os.putenv"),
     *("os.remove", "os.rename", "os.rmdir", "os.chdir", "os.fchdir", "os.chmod", "os.chown", "os.chflags", "os.lchmod"),
     *("os.link", "os.symlink", "os.truncate", "os.utime", "os.setxattr", "os.removexattr", "os.unshare", "os.setns"),
+    *("sqlite3.", "cpython.PyInterpreterState_New"),
 )
-"""Beginnings of the names of audit events that no program needs to pass its tests."""
+"""Beginnings of the names of audit events that no program needs to pass its tests; a new interpreter has no hooks."""
+CLOSED = frozenset(
+    (
+        *("ctypes", "_ctypes", "posix", "_testcapi", "_testinternalcapi", "_xxsubinterpreters", "_interpreters"),
+        *("_sqlite3", "_gdbm", "_dbm", "readline", "_ssl", "_tkinter", "_posixshmem", "_multiprocessing"),
+        "_posixsubprocess",
+    )
+)
+"""Modules that reach beyond Python or write files that no event tells of; `posix` would come back as it was."""
 
 
 def main() -> None:
@@ -128,19 +139,59 @@ def limit(job: dict[str, Any]) -> None:
 def refuse(inside: str) -> None:
     """Have the interpreter itself refuse what has nothing to do with an answer; a hook cannot be taken off again."""
 
+    def outside(path: Any) -> bool:
+        if type(path) is not str or ".." in path:
+            return True
+        return path[:1] == "/" and path[: len(inside) + 1] != inside + "/"
+
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
-            if not (flags or 0) & WRITING:
-                return
-            if type(path) is not str or ".." in path or (path[:1] == "/" and path[: len(inside) + 1] != inside + "/"):
+            if (flags or 0) & WRITING and outside(path):
                 raise PermissionError("the sandbox lets programs write in their own folder only")
-        elif event.startswith(REFUSED) or (event == "import" and arguments[0] in ("ctypes", "_ctypes")):
+        elif event == "os.mkdir":
+            path, _, folder = arguments
+            if folder != -1 or outside(path):
+                raise PermissionError("the sandbox lets programs make folders in their own folder only")
+        elif event == "import":
+            if not CLOSED.isdisjoint(arguments[0].split(".")):
+                # As where the module was never built: much of the standard library goes on without it.
+                raise ImportError(f"the sandbox refuses import of {arguments[0]}")
+        elif event.startswith(REFUSED):
             raise PermissionError(f"the sandbox refuses {event}")
 
-    for name in [name for name in sys.modules if name.split(".")[0] in ("ctypes", "_ctypes", "resource", "signal")]:
+    replace_unheard()
+    for name in [name for name in sys.modules if name.split(".")[0] in (CLOSED - {"posix"}) | {"resource", "signal"}]:
         del sys.modules[name]
+    # `import subprocess`, which asyncio and unittest.mock do, must go on; starting a process must not.
+    sys.modules["_posixsubprocess"] = types.ModuleType("_posixsubprocess")
+    vars(sys.modules["_posixsubprocess"])["fork_exec"] = _refusal("fork_exec")
     sys.addaudithook(hook)
+
+
+def replace_unheard() -> None:
+    """Put refusals in the place of what writes files without an event that tells where."""
+    plain_open = os.open
+
+    def open_by_path(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if dir_fd is not None:
+            raise PermissionError("the sandbox refuses paths that begin at another folder (dir_fd)")
+        return plain_open(path, flags, mode)
+
+    instead = {"open": open_by_path, "mkfifo": _refusal("mkfifo"), "mknod": _refusal("mknod")}
+    for name, function in instead.items():
+        os.supports_dir_fd.discard(getattr(os, name, None))
+        for module in (os, posix):
+            setattr(module, name, function)
+    if hasattr(sys, "activate_stack_trampoline"):
+        del sys.activate_stack_trampoline  # writes to /tmp
+
+
+def _refusal(name: str) -> Callable[..., None]:
+    def refused(*_arguments: Any, **_keywords: Any) -> None:
+        raise PermissionError(f"the sandbox refuses {name}")
+
+    return refused
 
 
 def verdict(program: str, tests: str, names: Sequence[str]) -> str | None:

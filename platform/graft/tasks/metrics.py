@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graft.errors import DataError
+from graft.tasks.parsers import SINGLE, parse
 
 LEAST_PROBABILITY = 1e-15
 """Probabilities are clipped here before their logarithm is taken: one sure mistake does not decide all."""
@@ -24,6 +25,7 @@ ABSTENTION = "no answer"
 """`No Answer`, as SQuAD's normalisation leaves it: the text does not say, in QA that allows for that."""
 
 Floats = npt.NDArray[np.float64]
+RowScore = Callable[[str, str | None], float]
 
 
 def perplexity(log_probabilities: Iterable[float], tokens: Iterable[int]) -> float:
@@ -95,19 +97,27 @@ def rarer_label(targets: Sequence[str], labels: Sequence[str]) -> str | None:
     return labels[0 if first < second else 1]
 
 
-def generation(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
+def generation(
+    targets: Sequence[str], predictions: Sequence[str | None], parser: str | None = None
+) -> dict[str, float]:
     """The metrics of a free-text answer; a prediction of None could not be parsed and counts as wrong.
 
     - `exact_match` and `f1` (of words), 0 to 1, after SQuAD's normalisation: lower case, without punctuation,
-      without English articles;
+      without English articles. What a parser has read matches where it is the same string ("1.5" is not "15"), and of
+      a single value `f1` is `exact_match`;
     - `chrf`, 0 to 100: the mean over rows of sacrebleu's sentence chrF2, so that rows can be resampled;
     - `parsed`: the share of predictions that are not None.
+
+    Args:
+        targets: as the task has them; the parser reads them.
+        predictions: as the parser has read them.
+        parser: `task.parser`.
     """
     if not len(targets):
         return {}
     pairs = list(zip(targets, predictions, strict=True))
-    names = ("exact_match", "f1", "chrf", "parsed")
-    return {name: _mean(ROW_SCORES[name](target, answer) for target, answer in pairs) for name in names}
+    scores = {name: row_score(name, parser) for name in ("exact_match", "f1", "chrf", "parsed")}
+    return {name: _mean(score(target, answer) for target, answer in pairs) for name, score in scores.items()}
 
 
 def abstains(text: str) -> bool:
@@ -165,6 +175,18 @@ def _ece(confidence: Floats, correct: npt.NDArray[np.bool_]) -> float:
     return float(np.abs(gaps).sum() / len(confidence))
 
 
+def row_score(metric: str, parser: str | None = None) -> RowScore:
+    """What one answer is worth to a metric of ROW_SCORES, from the target as it is and the answer as it was read."""
+    same = parser is not None and (metric == "exact_match" or (metric == "f1" and parser in SINGLE))
+    score = _same if same else ROW_SCORES[metric]
+    # A target that the parser cannot read was refused when the rows were read.
+    return lambda target, answer: score(parse(target, parser) or target, answer)
+
+
+def _same(target: str, answer: str | None) -> float:
+    return float(target == answer)
+
+
 def _exact_match(target: str, answer: str | None) -> float:
     return float(answer is not None and _normal(answer) == _normal(target))
 
@@ -192,14 +214,14 @@ def _boolean_accuracy(target: str, answer: str | None) -> float:
     return float(abstains(target) == abstains(answer or ""))
 
 
-ROW_SCORES: Mapping[str, Callable[[str, str | None], float]] = {
+ROW_SCORES: Mapping[str, RowScore] = {
     "exact_match": _exact_match,
     "f1": _f1,
     "chrf": _chrf,
     "parsed": _parsed,
     "boolean_accuracy": _boolean_accuracy,
 }
-"""What one answer is worth to a metric that is a mean over rows of free text, from the target and the answer."""
+"""What one answer is worth to a metric that is a mean over rows of free text, where no parser has read it."""
 
 
 def _normal(text: str) -> str:

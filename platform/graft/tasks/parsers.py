@@ -33,7 +33,11 @@ _NUMBER = re.compile(
     r"|(?P<plain>\d+(?:\.\d+)?|(?<!\.)\.\d+))"
 )
 _CHOICE = re.compile(r"\(\s*([A-Ja-j])\s*\)")
-_ANNOUNCED_CHOICE = re.compile(rf"{MARKER}\s*(?:\(\s*([A-Ja-j])\s*\)|((?i:[b-hj])|[AI](?!\s+[a-z]))(?![\w']))", re.I)
+_ANNOUNCED_CHOICE = re.compile(
+    # "A dog" and "I think" are no choices, "A because" is one; as small letters "a" and "i" are words.
+    rf"(?i:{MARKER})\s*(?:\(\s*([A-Ja-j])\s*\)"
+    r"|([B-HJb-hj]|[AI](?![ \t]+(?!(?:as|because|but|not|or|since)\b)[a-z]))(?![\w'’]))"
+)
 _BARE_CHOICE = re.compile(r"\s*(?:([A-Ja-j])\s*[.:)]?\s*$|([A-J])[.:)]\s)")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.I)
 _BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.S | re.I)
@@ -93,6 +97,9 @@ PARSERS: dict[str, Callable[[str], str | None]] = {
     "python": python,
 }
 """Name to the function that reads an answer; None means that there is none in it."""
+
+SINGLE = ("number", "choice", "yes_no")
+"""Parsers that give one value: it is right or wrong, and nothing in between."""
 
 
 def parse(text: str | None, parser: str | None) -> str | None:

@@ -4,8 +4,11 @@
 
 A program runs in a process of its own, in an empty folder, without environment variables, input or output; its
 processor time, its time on the clock, its memory, the size of its files and the number of its processes (one) are
-bounded, and the whole process group is killed in the end. The interpreter refuses sockets, other processes, ctypes and
-writing outside that folder (audit hooks).
+bounded, and the whole process group is killed in the end. The interpreter refuses (audit hooks, and refusals in the
+place of what these do not see) sockets, other processes and interpreters, databases (sqlite3, dbm), the modules that
+`jail.CLOSED` names (ctypes among them), opening for writing and making folders elsewhere than in that folder, paths
+relative to an open folder (dir_fd), pipes and devices with names (mkfifo, mknod), and removing, moving, linking and
+changing files everywhere. It does not refuse reading.
 
 Where the system allows it (Linux, as root or with user namespaces) the walls are the kernel's: new namespaces without a
 network, a file system that holds Python's libraries read-only and an empty /tmp, the user nobody, no capabilities.
