@@ -232,6 +232,23 @@ def test_free_text_targets_are_generated_and_scored_as_text(tiny_llama: Path, tm
     assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed", "perplexity"}
 
 
+def test_a_target_too_long_to_be_scored_costs_the_perplexity_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("question,answer\n" + "".join(f"what is {i},it is {i}\n" for i in range(9)))
+    (tmp_path / "test.csv").write_text(f"question,answer\nand this,{'word ' * 300}\nand that,that\n")
+    places = {key: str(tmp_path / f"{key}.csv") for key in ("train", "test")}
+    values = {
+        "name": "long",
+        "models": {"base": {"source": str(tiny_llama)}},
+        "task": {"name": "file", **places, "text": "question", "target": "answer"},
+        "regime": {"examples": 4},
+        "method": {"name": "icl", "num_shots": 1, "max_new_tokens": 3},
+    }
+    result = Experiment.from_mapping(values).run(tmp_path)
+    assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed"}
+    assert result.predictions.num_rows == 2
+    assert (tmp_path / "runs" / result.run_id / "run.log").read_text().count("no perplexity") == 1
+
+
 def test_equal_questions_get_equal_answers_whatever_their_place(
     csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
