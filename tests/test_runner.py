@@ -456,7 +456,10 @@ def test_labels_have_no_parser(tiny_bert: Path) -> None:
         planning.plan(Experiment.from_mapping({**values, "task": {"name": "python-docs", "parser": "number"}}))
 
 
-def test_programs_are_judged_and_what_judges_is_written_nowhere(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fold", "split"), [(None, "test"), (0, "validation")])
+def test_programs_are_judged_and_what_judges_is_written_nowhere(
+    fold: int | None, split: str, tiny_llama: Path, tmp_path: Path
+) -> None:
     problem = {"prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
     checks = "def check(candidate):\n    assert candidate() == 1\n"
     lines = [json.dumps({**problem, "task_id": f"a/{row}", "test": checks}) for row in range(5)]
@@ -465,13 +468,16 @@ def test_programs_are_judged_and_what_judges_is_written_nowhere(tiny_llama: Path
         "name": "programs",
         "models": {"base": {"source": str(tiny_llama)}},
         "task": {"name": "humaneval", "path": str(tmp_path / "problems.jsonl"), "test_examples": 3},
-        "regime": {"examples": 2},
+        "regime": {"examples": 2, "fold": fold},
         "method": {"name": "icl", "num_shots": 1, "max_new_tokens": 5},
     }
     result = Experiment.from_mapping(values).run(tmp_path)
-    assert result.metric("pass_at_1") == 0.0
-    assert result.predictions["target"].to_pylist() == ["    return 1\n"] * 3
+    assert result.metric("pass_at_1", split) == 0.0
+    assert set(result.predictions["target"].to_pylist()) == {"    return 1\n"}
     assert "checks" not in result.predictions.column_names
+    saved = "".join(path.read_text() for path in Path(result.folder, "graph").rglob("*.json"))
+    assert "return 1" in saved
+    assert "candidate" not in saved
     assert main_metric(result.metrics) == "pass_at_1"
 
 

@@ -16,8 +16,8 @@ class Dataset:
     """The rows of a task.
 
     All tables hold `id` (unique strings), the input columns, `target` (string), and `group` and `rationale`
-    where the task has them; test rows may have `checks` too, which only the task's own `judged` reads. No order
-    depends on any seed of a spec.
+    where the task has them; `checks` too where more than targets judges an answer, which the task's own `judged` alone
+    reads. No order depends on any seed of a spec.
     """
 
     train: pa.Table
