@@ -55,9 +55,9 @@ def exemplars(given: int | str, per_group: bool, seed: int, task: Task, dataset:
 
 
 def donors(seed: int, count: int, dataset: "Dataset") -> Exemplars:
-    """Rows without their targets, whose rationales may be shown in another row's place."""
+    """What rows say of themselves whose rationales may be shown in another row's place."""
     order = generator(seed, "donors").permutation(dataset.train.num_rows)[:count]
-    columns = ["id", *dataset.inputs, *(["group"] if "group" in dataset.train.column_names else [])]
+    columns = [*dataset.inputs, *(["group"] if "group" in dataset.train.column_names else [])]
     return tuple(dataset.train.select(columns).take(pa.array(order)).to_pylist())
 
 
