@@ -22,6 +22,7 @@ from graft.storage import open_storage
 from graft.store import ColumnStore
 from graft.tasks.dataset import Dataset
 from graft.tasks.file import FileTask
+from graft.tasks.vectors import Digits
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -105,6 +106,41 @@ class TestExemplars:
         path.write_text(json.dumps(row) + "\n")
         with pytest.raises(DataError, match=named):
             graph(tiny_llama, exemplars=str(path))
+
+    def test_an_exemplar_asks_in_no_language_what_the_task_asks(self, tmp_path: Path) -> None:
+        rows = [
+            {"id": id, "lang": lang, "text": f"{lang} {id}", "label": ("cold", "warm")[id % 2]}
+            for id in range(30)
+            for lang in ("de", "en")
+        ]
+        path, mine = tmp_path / "rows.jsonl", tmp_path / "mine.jsonl"
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        task = FileTask(name="file", path=str(path), text="text", label="label", group="lang", item="id")
+        data = task.read()
+
+        def shown(**row: str) -> list[str]:
+            told = {"text": f"asked anew in {row['lang']}", "label": "warm", "rationale": "so"}
+            own = {**told, "id": "900", "lang": "en"}
+            mine.write_text("".join(json.dumps(one) + "\n" for one in (own, {**told, **row})))
+            return [one["id"] for one in exemplars(str(mine), False, 0, task, data)]
+
+        assert shown(id="900", lang="sw") == ["en/900", "sw/900"]
+        for name, table in (("test", data.test), ("training", data.train)):
+            item = table["id"][0].as_py().partition("/")[2]
+            with pytest.raises(DataError, match=f"row 2 is about item '{item}', as is a row of the {name} set"):
+                shown(id=item, lang="sw")
+        with pytest.raises(DataError, match="'id', the first is row 2"):
+            shown(lang="sw")
+
+    def test_an_item_of_another_task(self, tmp_path: Path) -> None:
+        data = dataclasses.replace(DATA, items=dict.fromkeys(DATA.test["id"].to_pylist(), "seven"))
+        task, path = Digits(name="digits"), tmp_path / "mine.csv"
+        for item in ("six", "seven"):
+            path.write_text(f"text,target,rationale,item\nlava,warm,it glows,{item}\n")
+            if item == "six":
+                assert len(exemplars(str(path), False, 0, task, data)) == 1
+        with pytest.raises(DataError, match="about item 'seven', as is a row of the test set"):
+            exemplars(str(path), False, 0, task, data)
 
     def test_wrong_wishes(self, tiny_llama: Path) -> None:
         bare = dataclasses.replace(DATA, pool=None)

@@ -470,6 +470,7 @@ def test_an_item_in_several_languages_stays_on_one_side() -> None:
     asked = [row["id"].split("/") for row in dataset.test.to_pylist()]
     assert sorted(lang for lang, _ in asked) == ["bn"] * 10 + ["de"] * 10
     assert not {id for _, id in asked} & {id.split("/")[1] for id in dataset.train["id"].to_pylist()}
+    assert dataset.items == {f"{row['lang']}/{row['id']}": str(row["id"]) for row in rows}
     with pytest.raises(DataError, match=r"id '0' is on 2 rows; .*item: id"):
         read(path="a.parquet", **section)
     parts = {lang: write(f"{lang}.csv", [row for row in rows if row["lang"] == lang]) for lang in ("bn", "de")}

@@ -1,6 +1,7 @@
 """A task's rows, split once and for all: what every method is given and judged by."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -34,6 +35,8 @@ class Dataset:
     """Rows that share their input with another row and were therefore kept on one side of the split."""
     pool: pa.Table | None = None
     """Rows outside every regime and the test set, kept for exemplars; None where the task has no rationales."""
+    items: Mapping[str, str] | None = None
+    """By a row's id what it is about, where several rows may be about the same; None where none are."""
 
     @functools.cached_property
     def groups(self) -> frozenset[str]:

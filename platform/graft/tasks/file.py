@@ -121,13 +121,13 @@ class FileTask(GroupedTask):
         self.averaged(found.test)
         return found
 
-    def rows_of(self, path: str, prefix: str = "") -> pa.Table:
-        """The checked rows of another file with this task's columns; rows without an `id` are numbered.
+    def rows_of(self, path: str, prefix: str = "") -> tuple[pa.Table, list[str] | None]:
+        """The checked rows of another file with this task's columns, and their items; rows without `id` are numbered.
 
         Raises:
             DataError: as `read`.
         """
-        return self._rows(*_single(path, reading.read_tables(path)), prefix=prefix)[0]
+        return self._rows(*_single(path, reading.read_tables(path)), prefix=prefix)
 
     def _given(self, train: tuple[str, Path, pa.Table], test: tuple[str, Path, pa.Table]) -> Dataset:
         """The dataset of rows that the user has split."""
@@ -152,7 +152,10 @@ class FileTask(GroupedTask):
         if self.rationale:
             tables[0], pool = reserve(tables[0], self.inputs, stratified=self.label is not None, items=learned_items)
         self.averaged(asked)
-        return Dataset(tables[0], tables[1], self.inputs, self.kind, labels, pool=pool)
+        about = None
+        if learned_items and asked_items:
+            about = dict(zip([*ids[0], *ids[1]], [*learned_items, *asked_items], strict=True))
+        return Dataset(tables[0], tables[1], self.inputs, self.kind, labels, pool=pool, items=about)
 
     def _rows(self, where: str, folder: Path, table: pa.Table, prefix: str = "") -> tuple[pa.Table, list[str] | None]:
         """The checked rows of one file (id, inputs, target, and rationale and group where asked for), their items."""
