@@ -509,6 +509,47 @@ def test_a_run_asks_its_teacher_once_for_every_row_and_the_next_one_reads(tiny_l
     assert found == [(18, 0, 0), (0, 18, 18)]
 
 
+@pytest.mark.parametrize(
+    ("key", "method"),
+    [
+        ("text", {"rationale": "oracle"}),
+        ("messages", {"exemplars": 1, "exemplars_per_group": True, "max_rationale_tokens": 2}),
+    ],
+)
+def test_the_file_of_a_run_is_answered_as_it_is(
+    key: str, method: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": i, "lang": lang, "q": f"{lang} {i}", "topic": ("rain", "bread")[i % 2], "why": f"so {i}"}
+        for i in range(30)
+        for lang in ("de", "sw")
+    ]
+    if key == "messages":
+        rows = [{**row, "q": [{"role": "user", "content": row["q"]}]} for row in rows]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "file", "path": str(path), key: "q", "label": "topic", "rationale": "why", "test_examples": 8}
+    values = {
+        "name": "beside",
+        "models": {role: {"source": str(tiny_llama)} for role in ("teacher", "student")},
+        "task": {**task, "group": "lang", "item": "id"},
+        "regime": {"examples": 8},
+        "method": {"name": "fiat", **method},
+        "training": {"max_steps": 2},
+    }
+    result = Experiment.from_mapping(values).run(tmp_path)
+    assert predict_file(result.run_id, path, tmp_path / "out.parquet", str(tmp_path)) == 60
+    found = {row["id"]: row["prediction"] for row in parquet.read_table(tmp_path / "out.parquet").to_pylist()}
+    expected = {row["id"]: row["prediction"] for row in result.predictions.to_pylist()}
+    assert {id: found[id] for id in expected} == expected
+    # A run's own table calls them as graft does.
+    asked = result.graph.inputs
+    parquet.write_table(
+        planning.plan(Experiment.from_mapping(values)).test.select(["id", *asked]), tmp_path / "b.parquet"
+    )
+    assert predict_file(result.run_id, tmp_path / "b.parquet", tmp_path / "c.parquet", str(tmp_path)) == 8
+
+
 def test_who_agreed_and_what_was_written_is_kept(csv: Path, tiny_llama: Path, tmp_path: Path) -> None:
     values = {
         "name": "voted",

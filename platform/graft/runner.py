@@ -268,7 +268,8 @@ def predictions(answers: pa.Table, inputs: Sequence[str], split: str = "test") -
     """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between."""
     wanted = ["id", *inputs, "group", "target", "prediction", "written", "scores", "votes"]
     wanted += ["rationale", "rationale_whole", "demonstrations", "target_log_probability", "target_tokens"]
-    kept = answers.select([column for column in wanted if column in answers.column_names])
+    # A graph may read the group or the rationale too.
+    kept = answers.select([column for column in dict.fromkeys(wanted) if column in answers.column_names])
     return kept.add_column(1, "split", pa.array([split] * answers.num_rows))
 
 

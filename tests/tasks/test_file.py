@@ -62,6 +62,26 @@ def test_every_format_gives_the_same_rows(name: str) -> None:
     assert dataset.pool is None
 
 
+def test_what_questions_bring_beside_their_input_has_the_tasks_names() -> None:
+    talk = [{"role": "user", "content": "hello"}]
+    rows = [{"id": 7, "chat": json.dumps(talk), "lang": lang, "why": "so"} for lang in ("de", "sw")]
+    section = {"messages": "chat", "target": "a", "group": "lang", "item": "id", "rationale": "why"}
+    task = FileTask(name="file", path="a.csv", **section)
+    found = question_rows(write("a.jsonl", rows), ["chat", "rationale", "group"], "messages", task)
+    assert found.to_pylist() == [
+        {"id": f"{lang}/7", "chat": talk, "rationale": "so", "group": lang} for lang in ("de", "sw")
+    ]
+    plain = [{"text": "a", "group": 3.0}, {"text": "b", "group": 4.0}]
+    named = FileTask(name="file", path="a.csv", text="text", target="a", group="lang")
+    for given in (named, None):
+        found = question_rows(write("b.jsonl", plain), ["text", "group"], "text", given)
+        assert found["group"].to_pylist() == ["3", "4"]
+    with pytest.raises(DataError, match="no column 'lang'"):
+        question_rows(write("c.jsonl", [{"text": "a"}]), ["text", "group"], "text", named)
+    with pytest.raises(DataError, match="nothing in 'text'"):
+        question_rows(write("d.jsonl", [{"text": "", "lang": "de"}]), ["text", "group"], "text", named)
+
+
 def _capital(rows: list[dict[str, Any]]) -> str:
     return str(Path(write("b.csv", rows)).rename("a.CSV"))
 

@@ -1,7 +1,7 @@
 """A task's rows, split once and for all: what every method is given and judged by."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,6 +10,9 @@ from graft import hashing
 
 RESERVED = ("id", "run_id", "split", "target", "demonstrations", "embedding", "rationale", "prediction", "scores")
 """Column names that graft writes; an input column may not bear one."""
+
+BESIDE = ("rationale", "group")
+"""Columns of text that a graph may read beside the task's inputs, after which it names them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Dataset:
         tables = [self.train, self.test, *([] if self.pool is None else [self.pool])]
         keys = [b"".join(hashing.row_keys(table)) for table in tables]
         return hashing.digest(self.kind, self.inputs, self.labels, *keys)
+
+
+def beside(inputs: Sequence[str]) -> tuple[str, ...]:
+    """Those of a graph's inputs that are not the task's own."""
+    return tuple(name for name in inputs[1:] if name in BESIDE)
 
 
 def input_field(name: str, kind: str, values: pa.DataType) -> pa.Field:
