@@ -232,6 +232,23 @@ def test_free_text_targets_are_generated_and_scored_as_text(tiny_llama: Path, tm
     assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed", "perplexity"}
 
 
+def test_a_target_too_long_to_be_scored_costs_the_perplexity_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("question,answer\n" + "".join(f"what is {i},it is {i}\n" for i in range(9)))
+    (tmp_path / "test.csv").write_text(f"question,answer\nand this,{'word ' * 300}\nand that,that\n")
+    places = {key: str(tmp_path / f"{key}.csv") for key in ("train", "test")}
+    values = {
+        "name": "long",
+        "models": {"base": {"source": str(tiny_llama)}},
+        "task": {"name": "file", **places, "text": "question", "target": "answer"},
+        "regime": {"examples": 4},
+        "method": {"name": "icl", "num_shots": 1, "max_new_tokens": 3},
+    }
+    result = Experiment.from_mapping(values).run(tmp_path)
+    assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed"}
+    assert result.predictions.num_rows == 2
+    assert (tmp_path / "runs" / result.run_id / "run.log").read_text().count("no perplexity") == 1
+
+
 def test_equal_questions_get_equal_answers_whatever_their_place(
     csv: Path, tiny_bert: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -440,7 +457,10 @@ def test_labels_have_no_parser(tiny_bert: Path) -> None:
         planning.plan(Experiment.from_mapping({**values, "task": {"name": "python-docs", "parser": "number"}}))
 
 
-def test_programs_are_judged_and_what_judges_is_written_nowhere(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fold", "split"), [(None, "test"), (0, "validation")])
+def test_programs_are_judged_and_what_judges_is_written_nowhere(
+    fold: int | None, split: str, tiny_llama: Path, tmp_path: Path
+) -> None:
     problem = {"prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
     checks = "def check(candidate):\n    assert candidate() == 1\n"
     lines = [json.dumps({**problem, "task_id": f"a/{row}", "test": checks}) for row in range(5)]
@@ -449,13 +469,16 @@ def test_programs_are_judged_and_what_judges_is_written_nowhere(tiny_llama: Path
         "name": "programs",
         "models": {"base": {"source": str(tiny_llama)}},
         "task": {"name": "humaneval", "path": str(tmp_path / "problems.jsonl"), "test_examples": 3},
-        "regime": {"examples": 2},
+        "regime": {"examples": 2, "fold": fold},
         "method": {"name": "icl", "num_shots": 1, "max_new_tokens": 5},
     }
     result = Experiment.from_mapping(values).run(tmp_path)
-    assert result.metric("pass_at_1") == 0.0
-    assert result.predictions["target"].to_pylist() == ["    return 1\n"] * 3
+    assert result.metric("pass_at_1", split) == 0.0
+    assert set(result.predictions["target"].to_pylist()) == {"    return 1\n"}
     assert "checks" not in result.predictions.column_names
+    saved = "".join(path.read_text() for path in Path(result.folder, "graph").rglob("*.json"))
+    assert "return 1" in saved
+    assert "candidate" not in saved
     assert main_metric(result.metrics) == "pass_at_1"
 
 
@@ -485,6 +508,47 @@ def test_a_run_asks_its_teacher_once_for_every_row_and_the_next_one_reads(tiny_l
         row = result.metrics.to_pylist()[0]
         found.append((row["teacher_calls"], row["teacher_reads"], row["store_reads"]))
     assert found == [(18, 0, 0), (0, 18, 18)]
+
+
+@pytest.mark.parametrize(
+    ("key", "method"),
+    [
+        ("text", {"rationale": "oracle"}),
+        ("messages", {"exemplars": 1, "exemplars_per_group": True, "max_rationale_tokens": 2}),
+    ],
+)
+def test_the_file_of_a_run_is_answered_as_it_is(
+    key: str, method: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": i, "lang": lang, "q": f"{lang} {i}", "topic": ("rain", "bread")[i % 2], "why": f"so {i}"}
+        for i in range(30)
+        for lang in ("de", "sw")
+    ]
+    if key == "messages":
+        rows = [{**row, "q": [{"role": "user", "content": row["q"]}]} for row in rows]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "file", "path": str(path), key: "q", "label": "topic", "rationale": "why", "test_examples": 8}
+    values = {
+        "name": "beside",
+        "models": {role: {"source": str(tiny_llama)} for role in ("teacher", "student")},
+        "task": {**task, "group": "lang", "item": "id"},
+        "regime": {"examples": 8},
+        "method": {"name": "fiat", **method},
+        "training": {"max_steps": 2},
+    }
+    result = Experiment.from_mapping(values).run(tmp_path)
+    assert predict_file(result.run_id, path, tmp_path / "out.parquet", str(tmp_path)) == 60
+    found = {row["id"]: row["prediction"] for row in parquet.read_table(tmp_path / "out.parquet").to_pylist()}
+    expected = {row["id"]: row["prediction"] for row in result.predictions.to_pylist()}
+    assert {id: found[id] for id in expected} == expected
+    # A run's own table calls them as graft does.
+    asked = result.graph.inputs
+    parquet.write_table(
+        planning.plan(Experiment.from_mapping(values)).test.select(["id", *asked]), tmp_path / "b.parquet"
+    )
+    assert predict_file(result.run_id, tmp_path / "b.parquet", tmp_path / "c.parquet", str(tmp_path)) == 8
 
 
 def test_who_agreed_and_what_was_written_is_kept(csv: Path, tiny_llama: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def run_node(
     """
     if not rows.num_rows:
         raise DataError("there are no rows to run; give at least one")
-    read = rows.select(node.reads)
+    read = node.given(rows)
     if store is not None and node.storable:
         columns = _stored(node, read, store, progress, pool)
     else:

@@ -137,6 +137,14 @@ class Node(ABC):
     def check(self, rows: pa.Table) -> None:  # noqa: B027 -- most nodes refuse nothing
         """Refuse what `run` would refuse, before any row is computed."""
 
+    def asks(self) -> "tuple[Node, ...]":
+        """Nodes that `fit` puts the examples through first, from the task's own columns: what they give, runs share."""
+        return ()
+
+    def given(self, rows: pa.Table) -> pa.Table:
+        """The read columns as `check` and `run` get them; rows that are equal here share an entry of the store."""
+        return rows.select(self.reads)
+
     @abstractmethod
     def run(self, rows: pa.Table) -> pa.Table:
         """The written columns, row for row. It is given the read columns only, so it cannot see `target`."""

@@ -11,7 +11,7 @@ from graft.errors import DataError, StoreError
 from graft.execution import Progress, no_progress
 from graft.pool import RayPool
 from graft.storage import open_storage, write_atomic
-from graft.tasks.file import question_rows
+from graft.tasks.file import FileTask, question_rows
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -30,7 +30,7 @@ def predict_file(
 
     Args:
         run: a run_id or a run folder.
-        file: CSV, JSONL or Parquet with the run's input columns.
+        file: CSV, JSONL or Parquet with the run's input columns, as the task's own file names them.
         out: where the answers go; its suffix says in which format.
         storage: folder or URI that holds `runs/` and `store/`.
         progress: watches the rows go by.
@@ -46,7 +46,8 @@ def predict_file(
         raise DataError(f"-o {out}: is the file that is read; give another name")
     files, folder = runs.open_run(run, storage)
     graph = runs.load_graph(files, folder)
-    rows = question_rows(file, graph.inputs, runs.read_spec(files, folder).task.kind)
+    task = runs.read_spec(files, folder).task
+    rows = question_rows(file, graph.inputs, task.kind, task if isinstance(task, FileTask) else None)
     store = runner.open_store(open_storage(storage))
     with RayPool(storage, address, name=f"graft-predict-{file.stem}") as pool:
         answers = runner.predictions(graph.run(rows, store, progress, pool), graph.inputs)

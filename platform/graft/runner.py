@@ -25,7 +25,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from graft import hashing, runs
-from graft.errors import GraftError, StoreError
+from graft.errors import GraftError, ModelError, StoreError
 from graft.execution import Pool, Progress, no_progress, peak_memory_bytes, run_node
 from graft.graph import Context, Graph, Node, Trains
 from graft.methods.answering import Answer
@@ -259,10 +259,18 @@ def _metric_rows(record: Record, answers: pa.Table, planned: Plan) -> pa.Table:
 
 
 def with_target_probabilities(answers: pa.Table, node: Node, labels: tuple[str, ...] | None) -> pa.Table:
-    """Answers with `target_log_probability` and `target_tokens`, where a node in this process writes free text."""
+    """Answers with `target_log_probability` and `target_tokens`, where a node in this process writes free text.
+
+    Without them where a target does not fit the model: the log says so.
+    """
     if labels is not None or not isinstance(node, Answer) or node.model.remote:
         return answers
-    sums, tokens = node.target_log_probabilities(answers)
+    try:
+        sums, tokens = node.target_log_probabilities(answers)
+    except ModelError as error:
+        # All rows are answered: one long target is no reason to lose them.
+        log.warning("no perplexity, since not every target can be scored: %s", error)
+        return answers
     return answers.append_column("target_log_probability", pa.array(sums)).append_column(
         "target_tokens", pa.array(tokens)
     )
@@ -272,7 +280,8 @@ def predictions(answers: pa.Table, inputs: Sequence[str], split: str = "test") -
     """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between."""
     wanted = ["id", *inputs, "group", "target", "prediction", "written", "scores", "votes"]
     wanted += ["rationale", "rationale_whole", "demonstrations", "target_log_probability", "target_tokens"]
-    kept = answers.select([column for column in wanted if column in answers.column_names])
+    # A graph may read the group or the rationale too.
+    kept = answers.select([column for column in dict.fromkeys(wanted) if column in answers.column_names])
     return kept.add_column(1, "split", pa.array([split] * answers.num_rows))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from graft import models
 from graft.errors import DataError, GraftError, ModelError, SpecError
-from graft.graph import Graph
+from graft.graph import Context, Graph
 from graft.methods.exemplars import exemplars
 from graft.models.model import Written
 from graft.runner import costs
@@ -22,6 +22,7 @@ from graft.storage import open_storage
 from graft.store import ColumnStore
 from graft.tasks.dataset import Dataset
 from graft.tasks.file import FileTask
+from graft.tasks.vectors import Digits
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -106,6 +107,41 @@ class TestExemplars:
         with pytest.raises(DataError, match=named):
             graph(tiny_llama, exemplars=str(path))
 
+    def test_an_exemplar_asks_in_no_language_what_the_task_asks(self, tmp_path: Path) -> None:
+        rows = [
+            {"id": id, "lang": lang, "text": f"{lang} {id}", "label": ("cold", "warm")[id % 2]}
+            for id in range(30)
+            for lang in ("de", "en")
+        ]
+        path, mine = tmp_path / "rows.jsonl", tmp_path / "mine.jsonl"
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        task = FileTask(name="file", path=str(path), text="text", label="label", group="lang", item="id")
+        data = task.read()
+
+        def shown(**row: str) -> list[str]:
+            told = {"text": f"asked anew in {row['lang']}", "label": "warm", "rationale": "so"}
+            own = {**told, "id": "900", "lang": "en"}
+            mine.write_text("".join(json.dumps(one) + "\n" for one in (own, {**told, **row})))
+            return [one["id"] for one in exemplars(str(mine), False, 0, task, data)]
+
+        assert shown(id="900", lang="sw") == ["en/900", "sw/900"]
+        for name, table in (("test", data.test), ("training", data.train)):
+            item = table["id"][0].as_py().partition("/")[2]
+            with pytest.raises(DataError, match=f"row 2 is about item '{item}', as is a row of the {name} set"):
+                shown(id=item, lang="sw")
+        with pytest.raises(DataError, match="'id', the first is row 2"):
+            shown(lang="sw")
+
+    def test_an_item_of_another_task(self, tmp_path: Path) -> None:
+        data = dataclasses.replace(DATA, items=dict.fromkeys(DATA.test["id"].to_pylist(), "seven"))
+        task, path = Digits(name="digits"), tmp_path / "mine.csv"
+        for item in ("six", "seven"):
+            path.write_text(f"text,target,rationale,item\nlava,warm,it glows,{item}\n")
+            if item == "six":
+                assert len(exemplars(str(path), False, 0, task, data)) == 1
+        with pytest.raises(DataError, match="about item 'seven', as is a row of the test set"):
+            exemplars(str(path), False, 0, task, data)
+
     def test_wrong_wishes(self, tiny_llama: Path) -> None:
         bare = dataclasses.replace(DATA, pool=None)
         with pytest.raises(SpecError, match=r"set method\.exemplars to 0"):
@@ -153,6 +189,40 @@ class TestTeacher:
             distinct = len(set(DATA.train["text"].to_pylist()))
             found = tuple(after[name] - before[name] for name in ("teacher_calls", "teacher_reads"))
             assert found == tuple(distinct if count else 0 for count in expected)
+
+    def test_no_switch_has_it_written_again(self, tiny_llama: Path, tmp_path: Path) -> None:
+        class Asked(FileTask):
+            """Answers are read, and end where others do not: neither is anything to a rationale."""
+
+            @property
+            def stops(self) -> tuple[str, ...]:
+                return ("\n\n\n",)
+
+        class Trained(Exception):
+            pass
+
+        def train(*_: Any) -> Any:
+            raise Trained
+
+        task = Asked(name="file", path="x.csv", text="text", target="label", parser="yes_no")
+        data = dataclasses.replace(DATA, labels=None)
+        examples, asked = data.train.slice(0, 6), data.test.select(["id", "text"])
+        handle, store = models.load(str(tiny_llama)), ColumnStore(open_storage(tmp_path))
+        needed, written = set(examples["text"].to_pylist()) | set(asked["text"].to_pylist()), []
+        for mode in ("teacher", "answer_only", "shuffled", "corrupted", "distilled", "self"):
+            wanted = spec(tiny_llama, rationale=mode, reasoning_instruction="")
+            made = wanted.method.graph(task, data, {"teacher": handle, "student": handle})
+            with pytest.raises(Trained):
+                made.fit(examples, Context(wanted, None, store, train=train))
+            if begun := made.frozen():
+                Graph(begun, made.inputs).run(asked, store)
+            if mode == "shuffled":
+                for table in (examples, asked):
+                    needed |= set(begun[0].run(table.select(["text"]))["donor/text"].to_pylist())
+            written.append(store.tallies["teacher_calls"])
+        assert written[0] == written[1] == 12
+        assert written[2:] == [len(needed)] * 4
+        assert len(needed) > 12
 
     def test_its_weights_are_not_the_students(self, tiny_llama: Path) -> None:
         done = fit(spec(tiny_llama, training={"max_steps": 12}), DATA)
@@ -268,14 +338,24 @@ class TestWhatTheStudentReads:
     def test_another_rows(self, tiny_llama: Path) -> None:
         made = graph(tiny_llama, rationale="shuffled")
         donate, explain = made.nodes[:2]
-        donors = {one["id"]: one["text"] for one in donate.donors}
-        assert set(donors) <= set(DATA.train["id"].to_pylist())
-        given = donate.run(DATA.train.select(["text"]))["donor"].to_pylist()
-        assert all(donors[id] != text for id, text in zip(given, DATA.train["text"].to_pylist(), strict=True))
+        texts = DATA.train["text"].to_pylist()
+        donated = donate.run(DATA.train.select(["text"]))
+        given = donated["donor/text"].to_pylist()
+        assert set(given) <= set(texts)
+        assert all(one != text for one, text in zip(given, texts, strict=True))
         assert len(set(given)) > 5
-        texts = pa.table({"text": [donors[id] for id in given]})
-        direct = dataclasses.replace(explain, donors=()).run(texts)["rationale"]
-        assert explain.run(pa.table({"donor": given}))["rationale"] == direct
+        direct = Graph([dataclasses.replace(explain, donated=False)], ("text",)).run(pa.table({"text": given}))
+        assert made.nodes[1].writes[0] == "rationale"
+        found = Graph(made.nodes[:2], made.inputs).run(DATA.train.select(["text"]))
+        assert found["rationale"] == direct["rationale"]
+
+    def test_another_conversations(self, tiny_llama: Path) -> None:
+        talks = {"text": [[{"role": "user", "content": text}] for text in TRAIN["text"].to_pylist()]}
+        train = pa.table({**talks, **{name: TRAIN[name] for name in ("id", "target", "rationale")}})
+        data = Dataset(train, train, ("text",), "messages", LABELS, pool=train.slice(0, 4))
+        donate = graph(tiny_llama, data, rationale="shuffled").nodes[0]
+        given = donate.run(train.select(["text"]))["donor/text"].to_pylist()
+        assert all(one in talks["text"] and one != own for one, own in zip(given, talks["text"], strict=True))
 
     def test_its_own(self, tiny_llama: Path, tiny_gpt2: Path) -> None:
         wanted = spec(tiny_llama, rationale="self")
@@ -288,14 +368,13 @@ class TestWhatTheStudentReads:
     def test_distilled_it_learns_them_and_answers_alone(self, tiny_llama: Path) -> None:
         made = graph(tiny_llama, rationale="distilled")
         (student,) = made.nodes
-        asked: list[int] = []
-        explain = student._explain()
+        (explain,) = student.asks()
         assert len(explain.exemplars) == 2
         done = fit(spec(tiny_llama, rationale="distilled", training={"max_steps": 2}), DATA)
         assert done.node.teacher is None
         assert done.node.exemplars == ()
         assert done.before.nodes[0].teacher is not None
-        assert asked == []
+        assert done.node.asks() == ()
 
 
 class TestStudent:

@@ -26,9 +26,20 @@ def test_vectors_and_conversations() -> None:
     assert talks["chat"].to_pylist() == [turns, turns]
 
 
+def test_what_stands_beside_the_input_is_text() -> None:
+    turns = [{"role": "user", "content": "hello"}]
+    table = question_table(
+        [{"chat": turns, "group": "sw", "rationale": "so"}], ("chat", "rationale", "group"), "messages"
+    )
+    assert table.to_pylist() == [{"id": "question-0", "chat": turns, "rationale": "so", "group": "sw"}]
+    assert table.schema.field("group").metadata is None
+
+
 @pytest.mark.parametrize(
     ("items", "inputs", "kind", "expected"),
     [
+        ([{"text": " ", "group": "sw"}], ("text", "group"), "text", r"input\[0\]: is empty"),
+        ([{"chat": [], "group": "sw"}], ("chat", "group"), "messages", r"input\[0\]: is empty"),
         (["a", 3], ("text",), "text", "row 1: give text, got int"),
         (["a", " "], ("text",), "text", r"input\[1\]: is empty"),
         ([None], ("text",), "text", "is empty"),

@@ -62,6 +62,26 @@ def test_every_format_gives_the_same_rows(name: str) -> None:
     assert dataset.pool is None
 
 
+def test_what_questions_bring_beside_their_input_has_the_tasks_names() -> None:
+    talk = [{"role": "user", "content": "hello"}]
+    rows = [{"id": 7, "chat": json.dumps(talk), "lang": lang, "why": "so"} for lang in ("de", "sw")]
+    section = {"messages": "chat", "target": "a", "group": "lang", "item": "id", "rationale": "why"}
+    task = FileTask(name="file", path="a.csv", **section)
+    found = question_rows(write("a.jsonl", rows), ["chat", "rationale", "group"], "messages", task)
+    assert found.to_pylist() == [
+        {"id": f"{lang}/7", "chat": talk, "rationale": "so", "group": lang} for lang in ("de", "sw")
+    ]
+    plain = [{"text": "a", "group": 3.0}, {"text": "b", "group": 4.0}]
+    named = FileTask(name="file", path="a.csv", text="text", target="a", group="lang")
+    for given in (named, None):
+        found = question_rows(write("b.jsonl", plain), ["text", "group"], "text", given)
+        assert found["group"].to_pylist() == ["3", "4"]
+    with pytest.raises(DataError, match="no column 'lang'"):
+        question_rows(write("c.jsonl", [{"text": "a"}]), ["text", "group"], "text", named)
+    with pytest.raises(DataError, match="nothing in 'text'"):
+        question_rows(write("d.jsonl", [{"text": "", "lang": "de"}]), ["text", "group"], "text", named)
+
+
 def _capital(rows: list[dict[str, Any]]) -> str:
     return str(Path(write("b.csv", rows)).rename("a.CSV"))
 
@@ -470,6 +490,7 @@ def test_an_item_in_several_languages_stays_on_one_side() -> None:
     asked = [row["id"].split("/") for row in dataset.test.to_pylist()]
     assert sorted(lang for lang, _ in asked) == ["bn"] * 10 + ["de"] * 10
     assert not {id for _, id in asked} & {id.split("/")[1] for id in dataset.train["id"].to_pylist()}
+    assert dataset.items == {f"{row['lang']}/{row['id']}": str(row["id"]) for row in rows}
     with pytest.raises(DataError, match=r"id '0' is on 2 rows; .*item: id"):
         read(path="a.parquet", **section)
     parts = {lang: write(f"{lang}.csv", [row for row in rows if row["lang"] == lang]) for lang in ("bn", "de")}

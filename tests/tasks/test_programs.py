@@ -50,7 +50,7 @@ def passed(task: ProgramTask, *answers: str | None) -> float:
 def test_problems_of_humaneval(tmp_path: Path) -> None:
     dataset = humaneval(tmp_path, test_examples=3).read()
     assert (dataset.train.num_rows, dataset.test.num_rows) == (1, 3)
-    assert dataset.train.column_names == ["id", "prompt", "target"]
+    assert dataset.train.column_names == ["id", "prompt", "target", "checks"]
     assert dataset.inputs == ("prompt",)
     assert dataset.labels is None
     with pytest.raises(DataError, match="1 problems are too few"):
@@ -82,7 +82,7 @@ def test_problems_of_mbpp_in_their_authors_split(tmp_path: Path) -> None:
     assert dataset.test["id"].to_pylist() == ["mbpp/11", "mbpp/510"]
     assert dataset.test["target"][0].as_py() == "def sum(a, b):\n  return a + b"
     assert dataset.inputs == ("text", "tests")
-    assert "checks" not in dataset.train.column_names
+    assert dataset.train.column_names == dataset.test.column_names
     with pytest.raises(DataError, match=r"'task_id' has 0 problems from 11 to 510"):
         mbpp(tmp_path, [601]).read()
 

@@ -5,8 +5,8 @@
 
 Hsieh et al. 2023 (arXiv:2305.02301), section 3.2, equation 4. A rationale is a target here and costs nothing when the
 model answers. It comes from the task's own column (`task.rationale`), else from `models.teacher`, who writes each one
-once (an endpoint whenever it is asked: what it says may change). Deviation: both losses are means over their own target
-tokens in the global batch; the authors' code mixes means over each micro-batch.
+once for all runs (an endpoint too: what it has said is data from then on). Deviation: both losses are means over their
+own target tokens in the global batch; the authors' code mixes means over each micro-batch.
 """
 
 import dataclasses
@@ -98,25 +98,22 @@ class Distilled(Tuned):
 
     def fit(self, rows: pa.Table, context: Context) -> Self:
         """Train on targets and rationales; the fitted node needs no teacher."""
-        if self.teacher is not None:
-            rows = run_node(self._explain(), rows, context.store, context.progress, context.pool)
+        for node in self.asks():
+            rows = run_node(node, rows, context.store, context.progress, context.pool)
         return dataclasses.replace(self.learned(rows, context), teacher=None, exemplars=())
 
-    def _explain(self) -> Explain:
-        assert self.teacher is not None  # graph() saw to it
-        return Explain(
-            model=self.teacher,
-            inputs=self.inputs,
-            kind=self.kind,
-            template=self.template,
-            max_tokens=self.max_tokens,
-            instruction=self.reasoning_instruction,
-            length_normalize=False,
+    def asks(self) -> tuple[Explain, ...]:
+        """The teacher, unless the rows bring rationales or it is fitted."""
+        if self.teacher is None:
+            return ()
+        explain = Explain.of(
+            {**vars(self), "model": self.teacher},
+            self.reasoning_instruction,
             max_new_tokens=self.max_rationale_tokens,
-            generation=True,
             exemplars=self.exemplars,
             per_group=self.per_group,
         )
+        return (explain,)
 
     def _said_first(self) -> str:
         """The instruction of the prompt that asks for the answer."""

@@ -1,7 +1,7 @@
 """Exemplars: rows with their rationales that a teacher's prompt shows.
 
 They come from a pool outside every regime and the test set, drawn by `exemplar_seed` alone, or from a file: one
-rationale then serves all seeds and regimes, and no row is ever its own exemplar.
+rationale then serves all seeds and regimes, and no row is ever its own exemplar, nor is one about the same item.
 """
 
 import re
@@ -34,7 +34,8 @@ def exemplars(given: int | str, per_group: bool, seed: int, task: Task, dataset:
 
     Raises:
         SpecError: there is nothing to draw from, or too little of it.
-        DataError: one has no rationale, is a row of the test or training set, or a group has none.
+        DataError: one has no rationale, is a row of the test or training set or about the item of one, or a group has
+            none.
     """
     if given == 0:
         return ()
@@ -55,9 +56,9 @@ def exemplars(given: int | str, per_group: bool, seed: int, task: Task, dataset:
 
 
 def donors(seed: int, count: int, dataset: "Dataset") -> Exemplars:
-    """Rows without their targets, whose rationales may be shown in another row's place."""
+    """What rows say of themselves whose rationales may be shown in another row's place."""
     order = generator(seed, "donors").permutation(dataset.train.num_rows)[:count]
-    columns = ["id", *dataset.inputs, *(["group"] if "group" in dataset.train.column_names else [])]
+    columns = [*dataset.inputs, *(["group"] if "group" in dataset.train.column_names else [])]
     return tuple(dataset.train.select(columns).take(pa.array(order)).to_pylist())
 
 
@@ -88,13 +89,20 @@ def _chosen(rows: list[dict[str, Any]], count: int, per_group: bool) -> list[dic
 
 
 def _from_file(path: str, per_group: bool, task: Task, dataset: "Dataset") -> pa.Table:
-    """The rows of a file with the task's own columns (of other tasks: the inputs, `target` and `rationale`)."""
-    rows = _as_file(path, per_group, task, dataset).rows_of(path, prefix="exemplar-")
+    """The rows of a file with the task's own columns (of other tasks: the inputs, `target`, `rationale` and `item`)."""
+    rows, items = _as_file(path, per_group, task, dataset).rows_of(path, prefix="exemplar-")
     for name, others in (("test", dataset.test), ("training", dataset.train)):
         if shared := shared_rows(rows, others, dataset.inputs):
             raise DataError(
                 f"{path}: row {shared[0] + 1} is a row of the {name} set ({len(shared)} of its rows are); an exemplar "
                 "tells its answer: take it out"
+            )
+        known = {(dataset.items or {}).get(id) for id in others["id"].to_pylist()}
+        if about := [(row, item) for row, item in enumerate(items or (), 1) if item in known]:
+            row, item = about[0]
+            raise DataError(
+                f"{path}: row {row} is about item {item!r}, as is a row of the {name} set ({len(about)} of its rows "
+                "are about such items); an exemplar tells its answer: take it out"
             )
     return rows
 
@@ -102,11 +110,14 @@ def _from_file(path: str, per_group: bool, task: Task, dataset: "Dataset") -> pa
 def _as_file(path: str, per_group: bool, task: Task, dataset: "Dataset") -> FileTask:
     """The task that a file of exemplars is a part of."""
     if isinstance(task, FileTask):
-        changed = {"rationale": task.rationale or "rationale", "where": None, "item": None}
-        return task.model_copy(update={**changed, "group": task.group if per_group else None})
+        # Ids that are items are unique within groups alone.
+        grouped = per_group or task.item == "id"
+        changed = {"rationale": task.rationale or "rationale", "where": None}
+        return task.model_copy(update={**changed, "group": task.group if grouped else None})
     answer = "target" if dataset.labels is None else "label"
     named = {"fields": dataset.inputs} if dataset.kind == "text" else {dataset.kind: dataset.inputs[0]}
-    fields: Mapping[str, Any] = {**named, answer: "target", "group": "group" if per_group else None}
+    optional = {"group": per_group, "item": dataset.items is not None}
+    fields: Mapping[str, Any] = {**named, answer: "target", **{name: name for name, there in optional.items() if there}}
     return FileTask(name="file", path=path, rationale="rationale", **fields)
 
 

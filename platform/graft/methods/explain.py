@@ -3,12 +3,12 @@
     text ─► explain ─► rationale ("... The answer is ham.")
 
 It depends on the model, the instruction, the exemplars and the row alone, so the column store holds it for every
-epoch, seed, student and ablation.
+epoch, seed, student and ablation: `Explain.of` makes the node for all of them.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ POOL_ROWS = 300
 """Writing is slow: above so many rows the processes of a pool are worth their start."""
 REMOTE_CHUNK_ROWS = 8
 """Of rows that somebody else's server answers, few may be lost."""
+DONOR = "donor/"
+"""Before the names of the columns that hold another row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,24 @@ class Explain(Answer):
     """Show a row the exemplars of its own group alone."""
     limit: ClassVar[str] = "method.max_rationale_tokens"
     """What the user calls `max_new_tokens` here."""
-    donors: tuple[dict[str, Any], ...] = ()
-    """Rows that are explained in a row's place, by its column `donor`: a control."""
+    donated: bool = False
+    """Explain in each row's place another one, which stands in columns of its own: a control."""
 
     # What a server says may change, but a rationale is asked for once and is data from then on.
     storable = True
     pool_rows = POOL_ROWS
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any], instruction: str, **settings: Any) -> Self:
+        """The node that explains what an `Answer` is asked; how that answers is nothing to it.
+
+        Args:
+            asked: fields of an `Answer`, among them the model that explains.
+            instruction: what the model is told; empty for nothing.
+            settings: the fields that are this node's own, and `max_new_tokens`.
+        """
+        shared = {name: asked[name] for name in ("model", "inputs", "kind", "template", "max_tokens")}
+        return cls(**shared, instruction=instruction or None, length_normalize=False, generation=True, **settings)
 
     @property
     def chunk_rows(self) -> int:  # type: ignore[override]
@@ -56,9 +70,12 @@ class Explain(Answer):
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The row's input, and its group where that has its own exemplars; or its donor."""
-        if self.donors:
-            return ("donor",)
+        """The row's input, and its group where that has its own exemplars; or its donor's."""
+        return tuple(f"{DONOR}{name}" for name in self._told) if self.donated else self._told
+
+    @property
+    def _told(self) -> tuple[str, ...]:
+        """What a row says of itself."""
         return (*self.inputs, "group") if self.per_group else self.inputs
 
     @property
@@ -66,15 +83,22 @@ class Explain(Answer):
         """The text, whether the limit left it whole, and how much of the input it has not seen."""
         return ("rationale", "rationale_whole", "rationale_tokens_cut")
 
+    def given(self, rows: pa.Table) -> pa.Table:
+        """The row that is explained, by its own names: a donor is explained as it is in its own place."""
+        return rows.select(self.reads).rename_columns(self._told)
+
+    def fingerprint(self) -> str:
+        """Identity by content: neither what the model is called nor where a row comes from changes what is written."""
+        return Answer.fingerprint(dataclasses.replace(self, role="teacher", donated=False))
+
     def run(self, rows: pa.Table) -> pa.Table:
         """Texts, up to a blank line where the model is no chat."""
-        explained = self._explained(rows)
-        prompts = self._prompts(self._template(), explained)
+        prompts = self._prompts(self._template(), rows)
         written = self.model.write(prompts, self.max_new_tokens, self._stops)
         columns = {
             "rationale": pa.array([one.text.strip() for one in written], pa.string()),
             "rationale_whole": pa.array([one.whole for one in written]),
-            "rationale_tokens_cut": pa.array(self._tokens_cut(explained)),
+            "rationale_tokens_cut": pa.array(self._tokens_cut(rows)),
         }
         return pa.table(columns)
 
@@ -84,7 +108,7 @@ class Explain(Answer):
         Raises:
             ModelError: one does not; names it, and what would fit.
         """
-        template, rows = self._template(), self._explained(rows)
+        template = self._template()
         excess = self._excess(template, self._prompts(template, rows))
         if (excess <= 0).all():
             return
@@ -133,13 +157,6 @@ class Explain(Answer):
             known = sorted({one["group"] for one in self.exemplars})
             raise DataError(f"group {row['group']!r} has no exemplars; there are some for {', '.join(known)}")
         return [self._cut(one) for one in found]
-
-    def _explained(self, rows: pa.Table) -> pa.Table:
-        """The rows that are explained: these, or their donors."""
-        if not self.donors:
-            return rows
-        known = {one["id"]: one for one in self.donors}
-        return pa.Table.from_pylist([known[donor] for donor in rows["donor"].to_pylist()])
 
     def _excess(self, template: object, prompts: Sequence[str]) -> np.ndarray:
         """Tokens by which each prompt with its rationale is too long."""

@@ -25,7 +25,7 @@ from graft.hashing import digest, row_keys
 from graft.methods import exemplars as drawn
 from graft.methods.answering import Row, asking
 from graft.methods.distill import Distilled
-from graft.methods.explain import REASON, Explain
+from graft.methods.explain import DONOR, REASON, Explain
 from graft.methods.tuning import AnyAdapter, Tuned, Tuning, mapping_of
 from graft.spec import Task
 from graft.tasks.templates import Template, answer_in, render
@@ -139,11 +139,10 @@ class Fiat(Tuning):
                 raise SpecError("method.rationale: oracle shows the task's own; name their column: task.rationale")
             return [], (*dataset.inputs, "rationale")
         role = "student" if self.rationale == "self" else "teacher"
-        explain = Explain(
-            **{**asking(self.name, role, models[role], task, dataset, scores=False), "generation": True},
+        explain = Explain.of(
+            asking(self.name, role, models[role], task, dataset, scores=False),
+            self.reasoning_instruction,
             role=role,
-            instruction=self.reasoning_instruction or None,
-            length_normalize=False,
             max_new_tokens=self.max_rationale_tokens,
             exemplars=self._exemplars(task, dataset),
             per_group=self.exemplars_per_group,
@@ -152,7 +151,7 @@ class Fiat(Tuning):
         if self.rationale != "shuffled":
             return [explain], inputs
         others = drawn.donors(self.exemplar_seed, DONORS, dataset)
-        return [Donate(dataset.inputs, others), dataclasses.replace(explain, donors=others)], inputs
+        return [Donate(dataset.inputs, others), dataclasses.replace(explain, donated=True)], inputs
 
     def _exemplars(self, task: Task, dataset: "Dataset") -> drawn.Exemplars:
         return drawn.exemplars(self.exemplars, self.exemplars_per_group, self.exemplar_seed, task, dataset)
@@ -177,7 +176,10 @@ class Donate(Node):
     inputs: tuple[str, ...]
     donors: tuple[dict[str, Any], ...]
 
-    writes = ("donor",)
+    @property
+    def writes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The other row."""
+        return tuple(f"{DONOR}{name}" for name in self.donors[0])
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -185,13 +187,14 @@ class Donate(Node):
         return self.inputs
 
     def run(self, rows: pa.Table) -> pa.Table:
-        """Ids."""
-        known = row_keys(pa.Table.from_pylist([{name: one[name] for name in self.inputs} for one in self.donors]))
+        """What the other rows say."""
+        donors = pa.Table.from_pylist(self.donors)
+        known = row_keys(donors.select(self.inputs))
         found = []
         for key in row_keys(rows.select(self.inputs)):
             others = [place for place, other in enumerate(known) if other != key]
-            found.append(self.donors[others[int.from_bytes(key[:8], "little") % len(others)]]["id"])
-        return pa.table({"donor": pa.array(found)})
+            found.append(others[int.from_bytes(key[:8], "little") % len(others)])
+        return donors.take(pa.array(found)).rename_columns(self.writes)
 
     def describe(self) -> str:
         """Say that it is a control."""

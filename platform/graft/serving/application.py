@@ -125,7 +125,8 @@ def _count_tokens(graph: Graph, run: ServedRun, work: Work) -> int:
         return 0
     values = [value for name in run.inputs for value in work.rows[name].to_pylist()]
     if run.kind == "messages":
-        values = [turn["content"] for turns in values for turn in turns]
+        # What stands beside a conversation is text.
+        values = [text for one in values for text in ([one] if isinstance(one, str) else [t["content"] for t in one])]
     return int(handle.count_tokens(values).sum())
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from graft.errors import DataError, suggest
 from graft.tasks import columns
-from graft.tasks.dataset import input_field
+from graft.tasks.dataset import beside, input_field
 
 KINDS = ("text", "messages", "vector")
 """Kinds of input that travel as JSON values."""
@@ -22,7 +22,7 @@ def question_table(items: Sequence[Any], inputs: Sequence[str], kind: str) -> pa
     Args:
         items: objects of column to value; plain values too where there is one column.
         inputs: names of the columns.
-        kind: of all of them: text, messages or vector.
+        kind: of the task's own: text, messages or vector; a group or a rationale beside them is text.
 
     Raises:
         DataError: an item is not such a row; the message names its position, from 0, and never repeats its content.
@@ -31,12 +31,15 @@ def question_table(items: Sequence[Any], inputs: Sequence[str], kind: str) -> pa
         raise DataError(f"input: this run reads {kind}, which cannot be sent here yet; use graft predict")
     rows = [_row(item, place, inputs) for place, item in enumerate(items)]
     fields, values = [pa.field("id", pa.string())], [pa.array([f"question-{place}" for place in range(len(rows))])]
+    more = beside(inputs)
     for name in inputs:
-        column = _column([row[name] for row in rows], kind, name)
-        fields.append(input_field(name, kind, column.type))
+        own = "text" if name in more else kind
+        column = _column([row[name] for row in rows], own, name)
+        fields.append(input_field(name, own, column.type))
         values.append(column)
+    asked = [column for field, column in zip(fields, values, strict=True) if field.name not in ("id", *more)]
     for place in range(len(rows)):
-        if all(_is_empty(column[place]) for column in values[1:]):
+        if all(_is_empty(column[place]) for column in asked):
             raise DataError(f"input[{place}]: is empty; every row needs some content")
     return pa.table(values, pa.schema(fields))
 

@@ -1,14 +1,14 @@
 """What several runs of a sweep read from one frozen model is computed once, before the first of them begins.
 
-Concurrent trials would otherwise all begin with the same test rows, each in its own process. Here the rows of all
-runs are put through the graph's frozen beginning together: the nodes that no fit changes, up to the last that is
-worth storing. The trials then find their columns in the store.
+Concurrent trials would otherwise all begin with the same rows, each in its own process. Here the rows of all runs are
+put together through what changes with no fit: the graph's frozen beginning, up to the last node that is worth storing,
+and what a node asks before it is fitted. The trials then find their columns in the store.
 """
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -22,54 +22,71 @@ from graft.store import ColumnStore
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Frozen nodes of a run, and the rows that it puts through them."""
+
+    plan: planning.Plan
+    nodes: tuple[Node, ...]
+    tables: tuple[pa.Table, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """What the rows must bring."""
+        written = {name for node in self.nodes for name in node.writes}
+        return sorted({"id", *(name for node in self.nodes for name in node.reads)} - written)
+
+
 def compute_shared(
     plans: Sequence[planning.Plan], store: ColumnStore, pool: Pool | None, progress: Progress
 ) -> list[Shared]:
     """Fill the store with what the runs share; says what that has cost.
 
-    A beginning that fails is left to the runs that need it: each then is a failed row with the reason.
+    What fails is left to the runs that need it: each then is a failed row with the reason.
     """
-    groups: dict[tuple[str, ...], list[planning.Plan]] = {}
-    for plan in plans:
-        if nodes := plan.graph.frozen():
-            groups.setdefault((plan.dataset.fingerprint, *(node.column() for node in nodes)), []).append(plan)
+    groups: dict[tuple[str, ...], list[Part]] = {}
+    for part in (part for plan in plans for part in _parts(plan)):
+        key = (part.plan.dataset.fingerprint, *(node.column() for node in part.nodes))
+        groups.setdefault(key, []).append(part)
     costs = []
-    for members in groups.values():
-        nodes = members[0].graph.frozen()
+    for parts in groups.values():
+        # Where one run calls a model its teacher and another its student, what is written is the teacher's.
+        lead = max(parts, key=lambda part: any(node.tally for node in part.nodes))
         try:
-            costs.append(_compute(nodes, _rows(members), members[0].models, store, pool, progress))
+            costs.append(_compute(lead, _rows(parts), store, pool, progress))
         except GraftError as error:
-            log.warning("%s: %s", ", ".join(node.describe() for node in nodes), error)
+            log.warning("%s: %s", ", ".join(node.describe() for node in lead.nodes), error)
     store.flush()
     return costs
 
 
-def _rows(plans: Sequence[planning.Plan]) -> pa.Table:
-    """Every row that the runs put through the graph, once: their examples and what they answer."""
-    dataset = plans[0].dataset
-    columns = ["id", *plans[0].graph.inputs]
-    wanted = {row for plan in plans for table in (plan.examples, plan.test) for row in table["id"].to_pylist()}
+def _parts(plan: planning.Plan) -> Iterator[Part]:
+    if nodes := plan.graph.frozen():
+        yield Part(plan, nodes, (plan.examples, plan.test))
+    for node in plan.graph.nodes:
+        if nodes := node.asks():
+            yield Part(plan, nodes, (plan.examples,))
+
+
+def _rows(parts: Sequence[Part]) -> pa.Table:
+    """Every row that the runs put through the nodes, once."""
+    dataset, columns = parts[0].plan.dataset, parts[0].columns
+    wanted = {row for part in parts for table in part.tables for row in table["id"].to_pylist()}
     tables = [
         table.filter(pa.array([row in wanted for row in table["id"].to_pylist()]))
         for table in (dataset.train, dataset.test)
     ]
-    return pa.concat_tables([table.select(columns) for table in tables])
+    return pa.concat_tables([table.select(columns) for table in tables if table.num_rows])
 
 
-def _compute(
-    nodes: Sequence[Node],
-    rows: pa.Table,
-    models: Mapping[str, Any],
-    store: ColumnStore,
-    pool: Pool | None,
-    progress: Progress,
-) -> Shared:
-    before, began, count = runner.costs(models, store), time.perf_counter(), rows.num_rows
-    for node in nodes:
+def _compute(lead: Part, rows: pa.Table, store: ColumnStore, pool: Pool | None, progress: Progress) -> Shared:
+    models, count = lead.plan.models, rows.num_rows
+    before, began = runner.costs(models, store), time.perf_counter()
+    for node in lead.nodes:
         rows = run_node(node, rows, store, progress, pool)
     after = runner.costs(models, store)
     return Shared(
-        graph=" ─► ".join(node.describe() for node in nodes),
+        graph=" ─► ".join(node.describe() for node in lead.nodes),
         rows=count,
         forward_passes=after["forward_passes"] - before["forward_passes"],
         tokens=after["tokens"] - before["tokens"],

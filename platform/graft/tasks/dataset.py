@@ -1,6 +1,7 @@
 """A task's rows, split once and for all: what every method is given and judged by."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,14 +11,17 @@ from graft import hashing
 RESERVED = ("id", "run_id", "split", "target", "demonstrations", "embedding", "rationale", "prediction", "scores")
 """Column names that graft writes; an input column may not bear one."""
 
+BESIDE = ("rationale", "group")
+"""Columns of text that a graph may read beside the task's inputs, after which it names them."""
+
 
 @dataclass(frozen=True)
 class Dataset:
     """The rows of a task.
 
     All tables hold `id` (unique strings), the input columns, `target` (string), and `group` and `rationale`
-    where the task has them; test rows may have `checks` too, which only the task's own `judged` reads. No order
-    depends on any seed of a spec.
+    where the task has them; `checks` too where more than targets judges an answer, which the task's own `judged` alone
+    reads. No order depends on any seed of a spec.
     """
 
     train: pa.Table
@@ -34,6 +38,8 @@ class Dataset:
     """Rows that share their input with another row and were therefore kept on one side of the split."""
     pool: pa.Table | None = None
     """Rows outside every regime and the test set, kept for exemplars; None where the task has no rationales."""
+    items: Mapping[str, str] | None = None
+    """By a row's id what it is about, where several rows may be about the same; None where none are."""
 
     @functools.cached_property
     def groups(self) -> frozenset[str]:
@@ -47,6 +53,11 @@ class Dataset:
         tables = [self.train, self.test, *([] if self.pool is None else [self.pool])]
         keys = [b"".join(hashing.row_keys(table)) for table in tables]
         return hashing.digest(self.kind, self.inputs, self.labels, *keys)
+
+
+def beside(inputs: Sequence[str]) -> tuple[str, ...]:
+    """Those of a graph's inputs that are not the task's own."""
+    return tuple(name for name in inputs[1:] if name in BESIDE)
 
 
 def input_field(name: str, kind: str, values: pa.DataType) -> pa.Field:

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from graft.errors import DataError, suggest
 from graft.tasks import columns, parsers, reading
-from graft.tasks.dataset import RESERVED, Dataset, input_field
+from graft.tasks.dataset import RESERVED, Dataset, beside, input_field
 from graft.tasks.groups import GroupedTask
 from graft.tasks.split import divide, labels_of, reserve, shared_rows
 
@@ -121,13 +121,13 @@ class FileTask(GroupedTask):
         self.averaged(found.test)
         return found
 
-    def rows_of(self, path: str, prefix: str = "") -> pa.Table:
-        """The checked rows of another file with this task's columns; rows without an `id` are numbered.
+    def rows_of(self, path: str, prefix: str = "") -> tuple[pa.Table, list[str] | None]:
+        """The checked rows of another file with this task's columns, and their items; rows without `id` are numbered.
 
         Raises:
             DataError: as `read`.
         """
-        return self._rows(*_single(path, reading.read_tables(path)), prefix=prefix)[0]
+        return self._rows(*_single(path, reading.read_tables(path)), prefix=prefix)
 
     def _given(self, train: tuple[str, Path, pa.Table], test: tuple[str, Path, pa.Table]) -> Dataset:
         """The dataset of rows that the user has split."""
@@ -152,7 +152,10 @@ class FileTask(GroupedTask):
         if self.rationale:
             tables[0], pool = reserve(tables[0], self.inputs, stratified=self.label is not None, items=learned_items)
         self.averaged(asked)
-        return Dataset(tables[0], tables[1], self.inputs, self.kind, labels, pool=pool)
+        about = None
+        if learned_items and asked_items:
+            about = dict(zip([*ids[0], *ids[1]], [*learned_items, *asked_items], strict=True))
+        return Dataset(tables[0], tables[1], self.inputs, self.kind, labels, pool=pool, items=about)
 
     def _rows(self, where: str, folder: Path, table: pa.Table, prefix: str = "") -> tuple[pa.Table, list[str] | None]:
         """The checked rows of one file (id, inputs, target, and rationale and group where asked for), their items."""
@@ -193,8 +196,15 @@ class FileTask(GroupedTask):
         return table
 
 
-def question_rows(path: str | Path, inputs: Sequence[str], kind: str) -> pa.Table:
+def question_rows(path: str | Path, inputs: Sequence[str], kind: str, task: FileTask | None = None) -> pa.Table:
     """`id` and the input columns of a file of rows to answer, read as a task's rows are; other columns are left out.
+
+    Args:
+        path: of the file.
+        inputs: what the graph reads.
+        kind: of the task's own inputs.
+        task: says what the file calls the group and the rationale, which may bear graft's own names too, and whether
+            ids are unique within groups only.
 
     Raises:
         DataError: the file is missing or cannot be parsed, lacks a column, or has an empty row.
@@ -202,8 +212,19 @@ def question_rows(path: str | Path, inputs: Sequence[str], kind: str) -> pa.Tabl
     where, folder, table = _single(str(path), reading.read_tables(str(path)))
     if not table.num_rows:
         raise DataError(f"{where}: no rows; give a file with rows under its column names")
-    ids = _ids(table, where, prefix="question-")
-    fields, values = zip(*_asked(where, folder, table, inputs, kind, ids).values(), strict=True)
+    more = {}
+    for name in beside(inputs):
+        named = getattr(task, name, None) or name
+        source = name if name in table.column_names and named not in table.column_names else named
+        convert = columns.label if name == "group" else columns.text
+        text = convert(reading.column_of(table, source, where), f"{where}, column {source!r}")
+        more[name] = pa.field(name, pa.string()), pc.fill_null(text, "")
+    within = None
+    if task is not None and task.item == "id" and task.group and task.group in table.column_names:
+        within = columns.label(reading.column_of(table, task.group, where), f"{where}, column {task.group!r}")
+    ids = _ids(table, where, "question-", within)
+    own = [name for name in inputs if name not in more]
+    fields, values = zip(*(_asked(where, folder, table, own, kind, ids) | more).values(), strict=True)
     return pa.table(list(values), pa.schema(fields))
 
 

@@ -31,7 +31,7 @@ STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nassert ", "
 
 
 class ProgramTask(Task):
-    """Problems with tests. What judges stands in the test rows' column `checks`: no model ever reads it."""
+    """Problems with tests. What judges stands in the column `checks`: no model ever reads it."""
 
     path: str
     """The benchmark's file, as it is released (JSON lines) or as Parquet."""
@@ -102,7 +102,7 @@ class HumanEval(ProgramTask):
             raise DataError(f"{self.path}: {rows.num_rows} problems are too few; give at least 2")
         order = generator(SEED, "test").permutation(rows.num_rows)
         learned, asked = rows.take(sorted(order[count:])), rows.take(sorted(order[:count]))
-        return Dataset(learned.drop_columns(["checks"]), asked, ("prompt",), self.kind, None)
+        return Dataset(learned, asked, ("prompt",), self.kind, None)
 
     def program(self, row: Row, answer: str, checks: Row) -> str:
         """The prompt continued by the answer, up to where its function ends; or the function that the answer holds."""
@@ -163,7 +163,7 @@ class Mbpp(ProgramTask):
                 f"{learned.num_rows} from 601 to 974 (to learn from); give the whole benchmark"
             )
         drawn = generator(SEED, "test").permutation(asked.num_rows)[: self.test_examples]
-        return Dataset(learned.drop_columns(["checks"]), asked.take(sorted(drawn)), tuple(inputs), self.kind, None)
+        return Dataset(learned, asked.take(sorted(drawn)), tuple(inputs), self.kind, None)
 
     def program(self, row: Row, answer: str, checks: Row) -> str:
         """The answer, as it is."""

@@ -129,11 +129,11 @@ def dataset(train: pa.Table, test: pa.Table, inputs: tuple[str, ...], kind: str,
     Raises:
         DataError: no training row stays, or all rows have one label.
     """
-    shared = set(shared_rows(train, test, inputs))
+    shared, items = set(shared_rows(train, test, inputs)), None
     if "item" in train.column_names and "item" in test.column_names:
         asked = set(test["item"].to_pylist())
+        items = {row["id"]: row["item"] for table in (train, test) for row in table.select(["id", "item"]).to_pylist()}
         shared |= {row for row, item in enumerate(train["item"].to_pylist()) if item in asked}
-        train, test = train.drop_columns(["item"]), test.drop_columns(["item"])
     if shared:
         log.warning("%d training rows ask what the test asks: they are left out", len(shared))
         train = train.filter(pa.array([row not in shared for row in range(train.num_rows)]))
@@ -141,4 +141,4 @@ def dataset(train: pa.Table, test: pa.Table, inputs: tuple[str, ...], kind: str,
         raise DataError("every training row asks what the test asks; give a training split of its own")
     order = ["id", *inputs, "target", "group"]
     labels = labels_of(train, test) if labelled else None
-    return Dataset(train.select(order), test.select(order), inputs, kind, labels)
+    return Dataset(train.select(order), test.select(order), inputs, kind, labels, items=items)

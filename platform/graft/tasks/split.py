@@ -49,7 +49,8 @@ def divide(
     if "rationale" in table.column_names:
         kept = None if items is None else kept_items(table, items, train)
         train, pool = reserve(train, inputs, stratified=labelled, items=kept)
-    return Dataset(train, test, inputs, kind, labels, equal_inputs, pool)
+    about = None if items is None else dict(zip(table["id"].to_pylist(), items, strict=True))
+    return Dataset(train, test, inputs, kind, labels, equal_inputs, pool, about)
 
 
 def labels_of(*tables: pa.Table) -> tuple[str, ...]:
