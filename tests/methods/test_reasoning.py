@@ -115,7 +115,7 @@ class TestVotes:
             (["7", "8", "8."], ("8", 2 / 3)),
             (["8", "7", "it is 7", "8"], ("8", 0.5)),  # a tie: what was drawn first
             (["?", "?", "3"], ("3", 1 / 3)),  # what cannot be read has no vote
-            (["?", "?", "?"], (None, 1.0)),
+            (["?", "?", "?"], (None, 0.0)),
         ],
     )
     def test_free_text(
