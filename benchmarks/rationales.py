@@ -11,12 +11,14 @@ is read.
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from graft.results.comparisons import Comparison, compare_rungs
 from graft.results.ladders import Ladder, ladders
+from graft.results.outcomes import outcomes
 from graft.results.records import load_metrics
 from graft.results.tables import Cell, cell_text, summary
 from machine import machine
@@ -82,12 +84,13 @@ def page(swept: Sequence[Path]) -> str:
     metrics = [load_metrics([str(folder)]) for folder in swept]
     rungs, controls = (summary(table, METRIC) for table in metrics)
     (ladder,) = ladders(rungs)
+    compared = {one.arm: one for one in compare_rungs(outcomes(metrics[0], None, METRIC))}
     rows = [row for table in metrics for row in table.to_pylist() if row["metric"] == METRIC]
     written = [row for folder in swept for row in pq.read_table(folder / "shared.parquet").to_pylist()]
     minutes = sum(row["seconds"] for row in [*rows, *written]) / 60
     calls = sum(row["teacher_calls"] for row in [*rows, *written])
     lines = [
-        *table_of(ladder),
+        *table_of(ladder, compared),
         "",
         *controls_of(controls),
         "",
@@ -99,12 +102,13 @@ def page(swept: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def table_of(ladder: Ladder) -> list[str]:
+def table_of(ladder: Ladder, compared: Mapping[str, Comparison]) -> list[str]:
     """The ladder: each rung lacks what it names and all that is named above it."""
     lines = ["| rung | " + METRIC + " | difference to the rung above | |", "|---|---:|---:|---|"]
     for rung in ladder.rungs:
-        gap = "" if rung.difference is None else f"{rung.difference.mean:+.3f} ±{rung.difference.half_width:.3f}"
-        lines.append(f"| {rung.label} | {cell_text(rung.cell, SEEDS)} | {gap} | {rung.word} |")
+        one = compared.get(rung.cell.arm)
+        gap = "" if one is None else f"{one.difference.mean:+.3f} ±{one.difference.half_width:.3f}"
+        lines.append(f"| {rung.label} | {cell_text(rung.cell, SEEDS)} | {gap} | {one.verdict if one else ''} |")
     return lines
 
 
