@@ -44,9 +44,10 @@ def _panel(axes: Any, arms: Sequence[Priced], column: str, places: Mapping[str, 
     low, high = (math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))) if positive else (0, 1)
     high = max(high, low + 1)
     free = len(positive) < len(arms)
+    nothing = low - max(0.7, 0.3 * (high - low))
 
     def across(cost: float) -> float:
-        return math.log10(cost) if cost > 0 else low - 0.7  # nothing has no logarithm: it stands to the left
+        return math.log10(cost) if cost > 0 else nothing  # it has no logarithm: it stands to the left
 
     best = front(arms, column, metric)
     line = [(across(arm.costs[column]), arm.score) for arm in best]
@@ -64,9 +65,9 @@ def _panel(axes: Any, arms: Sequence[Priced], column: str, places: Mapping[str, 
             zorder=4,
         )
     ticks = range(low, high + 1, max(1, math.ceil((high - low) / 2)))
-    at = [low - 0.7, *ticks] if free else list(ticks)
+    at = [nothing, *ticks] if free else list(ticks)
     axes.set_xticks(at, [*(["none"] if free else []), *(_power(tick) for tick in ticks)])
-    axes.set_xlim((low - 1.0) if free else low - 0.2, high + 0.2)
+    axes.set_xlim((nothing if free else low) - 0.25, high + 0.2)
 
 
 def _power(exponent: int) -> str:
