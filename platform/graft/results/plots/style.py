@@ -36,6 +36,9 @@ VERDICTS = {
 WIDTH = 10.0
 """Inches of a picture that fills the page's width."""
 
+TITLE_CHARACTERS = 56
+"""Longest line of a title; it begins where the axes do, to the right of names."""
+
 NAME_CHARACTERS = 44
 """Longest line of an arm's name."""
 
@@ -90,7 +93,14 @@ def dress(axes: Any, title: str, x: str, y: str = "", grid: str = "both") -> Non
     """Title, labels, and as few lines as will do."""
     axes.set_xlabel(x, fontsize=11, color=INK)
     axes.set_ylabel(y, fontsize=11, color=INK)
-    axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=12)
+    axes.set_title(
+        "\n".join(textwrap.wrap(title, TITLE_CHARACTERS)),
+        loc="left",
+        fontsize=12.5,
+        fontweight="bold",
+        color=INK,
+        pad=12,
+    )
     axes.tick_params(colors=INK, labelsize=10.5, length=0)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.8, axis=grid)
     axes.set_axisbelow(True)
