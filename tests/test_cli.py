@@ -51,7 +51,7 @@ def test_help_is_quick_and_enough(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     answer = graft("--help", cwd=tmp_path)
     user_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    for command in ("validate", "run", "sweep", "report", "predict", "ls", "show", "doctor"):
+    for command in ("validate", "run", "sweep", "report", "compare", "predict", "ls", "show", "doctor"):
         assert command in answer.stdout
         assert graft(command, "--help", cwd=tmp_path).returncode == 0
     # Processor time, not the clock: it stands for what --help imports.

@@ -163,6 +163,21 @@ def report(
 
 
 @app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A run_id or run folder; with --sweep also an arm's name.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What it is held against.")],
+    sweep: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the sweep that has both.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Compare by this; left out, by the task's main metric.")] = None,
+    storage: Storage = ".",
+) -> None:
+    """Hold two runs or arms against each other, paired by seed and test row: difference, interval, tests, verdict."""
+    from graft.results.pairs import compare_pair
+
+    for line in compare_pair(first, second, sweep, storage, metric).lines():
+        typer.echo(line)
+
+
+@app.command()
 def predict(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run_id or a run folder.")],
     file: Annotated[

@@ -1,5 +1,6 @@
 """Every rung of a ladder against the one above, as the report says it."""
 
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 import yaml
 from scipy import stats
 
+from graft.results.comparisons import Comparison, compare_rungs
 from graft.results.ladders import ladders
+from graft.results.outcomes import outcomes
 from graft.results.records import failure_table, metric_table, write_table
 from graft.results.report import write_report
 from graft.results.tables import grids, summary, terminal
@@ -44,28 +47,35 @@ def found(metrics: pa.Table, metric="accuracy"):
     return ladders(summary(metrics, metric))
 
 
+def compared(metrics: pa.Table, metric="accuracy") -> dict[str, Comparison]:
+    """Label of a rung to its comparison."""
+    rungs = compare_rungs(outcomes(metrics, None, metric))
+    return {one.arm.removeprefix("fiat "): one for one in rungs}
+
+
 def test_each_rung_is_compared_with_the_one_above(record) -> None:
     (ladder,) = found(table(record))
     assert (ladder.whole, ladder.examples, ladder.cumulative) == ("fiat", 8, True)
     assert [rung.label for rung in ladder.rungs] == ["full", *(f"- {name[2:]}" for name in LADDER[1:])]
-    assert [rung.word for rung in ladder.rungs] == ["", "worse", "undecided", "better"]
-    assert ladder.rungs[0].difference is None
+    own = compared(table(record))
+    assert [own[rung.label].verdict for rung in ladder.rungs[1:]] == ["worse", "undecided", "better"]
     for above, rung in zip(LADDER, ladder.rungs[1:], strict=False):
         interval = stats.ttest_rel(list(rung.cell.values.values()), VALUES[above]).confidence_interval(0.95)
-        assert (rung.difference.low, rung.difference.high) == pytest.approx((interval.low, interval.high))
+        difference = own[rung.label].difference
+        assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
 
 
 def test_a_smaller_loss_is_better(record) -> None:
-    (ladder,) = found(table(record, metric="log_loss"), "log_loss")
-    assert [rung.word for rung in ladder.rungs] == ["", "better", "undecided", "worse"]
+    own = compared(table(record, metric="log_loss"), "log_loss")
+    assert [one.verdict for one in own.values()] == ["better", "undecided", "worse"]
 
 
 def test_other_ablations_are_compared_with_the_whole(record) -> None:
     alone = {name.lstrip("123 "): values for name, values in VALUES.items()}
     (ladder,) = found(table(record, alone))
     assert not ladder.cumulative
-    assert [(rung.label, rung.word) for rung in ladder.rungs] == [
-        ("full", ""),
+    own = compared(table(record, alone))
+    assert [(rung.label, own[rung.label].verdict) for rung in ladder.rungs[1:]] == [
         ("- method.adapter=full", "better"),
         ("- method.instruction=false", "worse"),
         ("- method.rationale=none", "worse"),
@@ -95,15 +105,14 @@ def test_where_a_rung_failed_the_next_one_has_nothing_to_be_compared_with(record
     keep = [name != LADDER[1] for name in metrics["ablation"].to_pylist()]
     settings = {"rationale": "none", "instruction": "true", "adapter": "lora"}
     failed = failure_table(record("fiat", settings, ablation=LADDER[1], error="out of memory"))
-    (ladder,) = found(pa.concat_tables([metrics.filter(pa.array(keep)), failed]))
-    assert [rung.difference is None for rung in ladder.rungs] == [True, True, True, False]
-    assert [rung.word for rung in ladder.rungs] == ["", "undecided", "undecided", "better"]
+    own = compared(pa.concat_tables([metrics.filter(pa.array(keep)), failed]))
+    assert {label: one.verdict for label, one in own.items()} == {"- method.adapter=full": "better"}
 
 
 def test_one_seed_decides_nothing(record) -> None:
-    (ladder,) = found(table(record, {name: values[:1] for name, values in VALUES.items()}))
-    assert [rung.word for rung in ladder.rungs] == ["", "undecided", "undecided", "undecided"]
-    assert ladder.rungs[1].difference.mean == pytest.approx(-0.1)
+    own = compared(table(record, {name: values[:1] for name, values in VALUES.items()}))
+    assert [one.verdict for one in own.values()] == ["undecided"] * 3
+    assert own["- method.rationale=none"].difference.mean == pytest.approx(-0.1)
 
 
 def test_two_ladders_from_one_whole_have_no_table(record) -> None:
@@ -138,7 +147,8 @@ def test_the_report_has_the_ladder_in_both_files(tmp_path, record) -> None:
     assert "### Ladder: fiat, 8 labelled examples" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| - method.rationale=none | ")]
     difference = stats.ttest_rel(VALUES[LADDER[1]], VALUES[LADDER[0]]).confidence_interval(0.95)
-    assert row.endswith(f"| −0.097 | −{-difference.low:.3f} to −{-difference.high:.3f} | worse |")
+    p = compared(table(record))["- method.rationale=none"].corrected_p
+    assert row.endswith(f"| −0.097 | −{-difference.low:.3f} to −{-difference.high:.3f} | {p:.3f} | worse |")
     for words in (page, text):
         assert "Each rung lacks what it names and all that is named above it." in words
-        assert "not corrected for the number of comparisons" in words
+        assert "corrected by Holm's method" in html.unescape(words)

@@ -54,7 +54,8 @@ def arms(metrics: pa.Table) -> dict[str, Arm]:
     experiments one name, as a ladder beside leave-one-out does, it is all that differs from the whole.
     """
     columns = ["run_id", "method", "task", "status", "spec", "models", "task_sha", "seed", "ablation", "searched"]
-    runs = _named_by_content([_read(row) for row in metrics.select(columns).to_pylist()])
+    once = {row["run_id"]: row for row in metrics.select(columns).to_pylist()}
+    runs = _named_by_content([_read(row) for row in once.values()])
     wholes = _wholes(runs)
     found = _arms([run for run in runs if run["run_id"] not in wholes])
     found |= _ablated([run for run in runs if run["run_id"] in wholes], wholes, found)
@@ -141,13 +142,12 @@ def _read(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "spec": spec, "models": json.loads(row["models"] or "{}")}
 
 
-def _named_by_content(rows: Iterable[Run]) -> list[Run]:
-    """Each run once, its spec naming every model by its fingerprint.
+def _named_by_content(runs: Sequence[Run]) -> list[Run]:
+    """The same runs, the spec of each naming every model by its fingerprint.
 
     One fingerprint under several names is given the first of them; a name with several fingerprints is given a
     short one of each. A failed run may have none: it takes the only one that its model has elsewhere.
     """
-    runs = list({row["run_id"]: row for row in rows}.values())
     names: dict[tuple[str, str], set[str]] = defaultdict(set)
     marks: dict[tuple[str, str], set[str]] = defaultdict(set)
     for run in runs:

@@ -1,11 +1,10 @@
-"""What each ablation costs: every rung of a ladder against the one above, every other ablation against the whole."""
+"""Which rungs of a ladder, and which other ablations, stand together; `comparisons.compare_rungs` compares them."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from graft.results.ablations import FULL, label, rung_of
-from graft.results.statistics import Interval, paired_interval
 from graft.results.tables import LOWER_IS_BETTER, Cell
 
 
@@ -15,17 +14,6 @@ class Rung:
 
     label: str
     cell: Cell
-    difference: Interval | None
-    """This minus what it is compared with, over common seeds; None for the whole, and without a common seed."""
-
-    @property
-    def word(self) -> str:
-        """`better` or `worse` where the paired 95 % interval excludes zero, else `undecided`; "" for the whole."""
-        if self.cell.ablation == FULL:
-            return ""
-        if self.difference is None or not self.difference.excludes_zero:
-            return "undecided"
-        return "better" if (self.difference.mean < 0) == (self.cell.metric in LOWER_IS_BETTER) else "worse"
 
 
 @dataclass(frozen=True)
@@ -70,8 +58,8 @@ def ladder_caption(ladder: Ladder, metric: str) -> str:
     )
     better = "lower" if metric in LOWER_IS_BETTER else "higher"
     return (
-        f"{what} in {metric} ({better} is better), paired by seed: better or worse where its 95 % interval excludes 0; "
-        "not corrected for the number of comparisons."
+        f"{what} in {metric} ({better} is better), paired by seed and test item; p is corrected by Holm's method for "
+        "all rows of this table."
     )
 
 
@@ -81,13 +69,4 @@ def _rungs(whole: Cell, cells: Sequence[Cell], cumulative: bool) -> tuple[Rung, 
         numbered |= {rung_of(cell.ablation or "") or 0: cell for cell in cells}
     else:
         numbered |= dict(enumerate(sorted(cells, key=lambda cell: cell.ablation or ""), start=1))
-    return tuple(
-        Rung(label(cell.ablation or FULL), cell, _difference(cell, numbered.get(number - 1 if cumulative else 0)))
-        for number, cell in sorted(numbered.items())
-    )
-
-
-def _difference(cell: Cell, reference: Cell | None) -> Interval | None:
-    if cell.ablation == FULL or reference is None or not cell.values.keys() & reference.values.keys():
-        return None
-    return paired_interval(cell.values, reference.values)
+    return tuple(Rung(label(cell.ablation or FULL), cell) for _, cell in sorted(numbered.items()))

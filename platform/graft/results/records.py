@@ -268,7 +268,7 @@ def load_metrics(paths: Iterable[str]) -> pa.Table:
     found, skipped = [], []
     for path in paths:
         files = _existing(path)
-        for folder in _folders(files):
+        for folder in run_folders(files):
             name = f"{folder}/metrics.parquet".lstrip("/")
             if exists(files, name):
                 found.append(read_table(files, name))
@@ -329,7 +329,7 @@ def _existing(path: str) -> fs.FileSystem:
     return open_storage(path)
 
 
-def _folders(files: fs.FileSystem) -> list[str]:
+def run_folders(files: fs.FileSystem) -> list[str]:
     """Folders of runs below a root: the root itself (""), those in its `runs/`, or those in it."""
     names = children(files, "")
     if "metrics.parquet" in names:

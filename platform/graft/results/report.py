@@ -1,13 +1,11 @@
 """One self-contained HTML page and one Markdown file that say what was compared and what came out.
 
-    metrics ──► Report (plain values: sections, costs, failures, provenance) ──► report.html.jinja, report.md.jinja
+    metrics, predictions, searches ──► Report (plain values) ──► report.html.jinja, report.md.jinja
 
 Nothing in them depends on the time or the machine of writing: the same runs give the same bytes.
 """
 
-import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,19 +13,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from graft.results.arms import Arm, arms
-from graft.results.ladders import Ladder, ladder_caption, ladders
-from graft.results.plots import colour, learning_curve
+from graft.results import provenance, words
+from graft.results.arms import arms
+from graft.results.ladders import ladder_caption
+from graft.results.outcomes import Outcome, outcomes
+from graft.results.predictions import load_predictions
+from graft.results.provenance import Plan, load_plans
 from graft.results.records import COSTS, load_metrics
+from graft.results.searches import load_searches
+from graft.results.sections import Section, named_searches, section, with_intervals
 from graft.results.shared import Shared, load_shared
-from graft.results.statistics import Interval, paired_interval, wilson
 from graft.results.tables import (
     Cell,
-    Grid,
     caption,
     cell_parts,
     cell_text,
-    grids,
     markdown,
     markdown_text,
     metric_names,
@@ -37,8 +37,8 @@ from graft.results.tables import (
 )
 from graft.storage import open_storage, write_atomic
 
-CURVES = ("log_loss",)
-"""Metrics drawn besides the main one."""
+DRAWS_BESIDE = 500
+"""Draws of items for metrics beside a task's main one: the ends of an interval then vary by 6 % of its half-width."""
 
 COSTS_NOTE = (
     "Means over the runs that are done, of what each run itself spent. What the sweep computed once for all its runs "
@@ -46,39 +46,6 @@ COSTS_NOTE = (
     "forward passes are therefore not comparable between arms that share a store."
 )
 """Stands beneath the costs."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The best mean of a column against the second best."""
-
-    best: Cell
-    second: Cell | None
-    """None where one arm only has a mean."""
-    difference: Interval | None
-    """Best minus second over common seeds; None without a second or a common seed."""
-
-    @property
-    def word(self) -> str:
-        """`ahead` where the paired 95 % interval excludes zero, else `undecided`; `alone` without a second."""
-        if self.second is None:
-            return "alone"
-        return "ahead" if self.difference and self.difference.excludes_zero else "undecided"
-
-
-@dataclass(frozen=True)
-class Section:
-    """One task: its metrics, the main one first."""
-
-    task: str
-    grids: tuple[Grid, ...]
-    curves: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
-    """One per number of examples, on the main metric."""
-    ladders: tuple[Ladder, ...]
-    """The ablations of each arm that has some, on the main metric."""
-    costs: tuple[Mapping[str, Any], ...]
-    colours: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,6 +57,8 @@ class Report:
     sections: tuple[Section, ...]
     cost_columns: Mapping[str, str]
     failures: tuple[Mapping[str, Any], ...]
+    made_with: Mapping[str, tuple[str, ...]]
+    plans: tuple[Plan, ...]
     notes: tuple[str, ...]
 
 
@@ -107,8 +76,11 @@ def write_report(paths: Sequence[str], out: str | None = None) -> tuple[str, str
         DataError: no run that is done is found.
         StoreError: a file is damaged, or the storage refuses.
     """
-    report = gather(load_metrics(paths), load_shared(paths))
-    folder = str(out) if out is not None else _home(str(paths[0]))
+    paths = [str(path) for path in paths]
+    metrics = load_metrics(paths)
+    predictions = load_predictions(paths, set(metrics["run_id"].to_pylist()))
+    report = gather(metrics, load_shared(paths), predictions, load_searches(paths), load_plans(paths))
+    folder = str(out) if out is not None else _home(paths[0])
     files = open_storage(folder)
     for name in ("report.html", "report.md"):
         write_atomic(files, name, _rendered(report, f"{name}.jinja").encode())
@@ -116,155 +88,72 @@ def write_report(paths: Sequence[str], out: str | None = None) -> tuple[str, str
     return f"{folder}/report.html", f"{folder}/report.md"
 
 
-def gather(metrics: pa.Table, shared: Sequence[Shared] = ()) -> Report:
-    """Everything that a report says about these rows of METRICS, and what was computed once for all of them."""
+def gather(
+    metrics: pa.Table,
+    shared: Sequence[Shared] = (),
+    predictions: pa.Table | None = None,
+    searches: pa.Table | None = None,
+    plans: Sequence[Plan] = (),
+) -> Report:
+    """Everything that a report says about these runs.
+
+    Args:
+        metrics: rows of METRICS.
+        shared: what was computed once for all of them.
+        predictions: of these runs, as `load_predictions` reads them; without, intervals are those over seeds.
+        searches: rows of SEARCH.
+        plans: the specs of the sweeps, one of which may state a margin of equivalence.
+    """
     of_run = arms(metrics)
-    runs = [run | {"arm": of_run[run["run_id"]]} for run in _runs(metrics)]
-    cells = [cell for name in metric_names(metrics) for cell in summary(metrics, name)]
+    runs = provenance.runs_of(metrics, of_run)
+    tried = named_searches(searches, of_run)
+    known, cells = _outcomes(metrics, predictions)
     costs = {column: heading for column, heading in COSTS.items() if any(run[column] for run in runs)}
-    tasks = sorted({cell.task for cell in cells})
+    margin = provenance.margin_of(plans)
+    sections = tuple(
+        section(
+            task,
+            {name: [one for one in found if one.cell.task == task] for name, found in known.items()},
+            [cell for cell in cells if cell.task == task],
+            [run for run in runs if run["arm"].task == task],
+            metrics,
+            [row for row in tried if row["arm"].task == task],
+            costs,
+            margin,
+        )
+        for task in sorted({cell.task for cell in cells})
+    )
     return Report(
         title=", ".join(sorted({run["name"] for run in runs})),
-        facts=_facts(runs, metrics, shared),
-        sections=tuple(_section(task, cells, runs, costs) for task in tasks),
+        facts=provenance.facts(runs, shared, tried),
+        sections=sections,
         cost_columns=costs,
-        failures=_failures(runs),
-        notes=_notes(runs, cells),
+        failures=provenance.failures(runs),
+        made_with=provenance.made_with(runs, metrics),
+        plans=tuple(plans),
+        notes=provenance.notes(runs, cells, (one.margin for part in sections for one in part.differences)),
     )
 
 
-def _section(task: str, cells: Sequence[Cell], runs: Sequence[Mapping[str, Any]], costs: Iterable[str]) -> Section:
-    cells = [cell for cell in cells if cell.task == task]
-    names = ordered({cell.metric for cell in cells})
-    found = [grids([cell for cell in cells if cell.metric == name])[0] for name in names]
-    drawn = [name for name in (names[0], *CURVES) if name in names and len(found[0].sizes) > 1]
-    titles = {name: f"{name.replace('_', ' ').capitalize()} on {task}" for name in drawn}
-    return Section(
-        task=task,
-        grids=tuple(found),
-        curves=tuple(learning_curve(cells, name, titles[name]) for name in dict.fromkeys(drawn)),
-        verdicts=tuple(_verdict(found[0].ranked(size)) for size in found[0].sizes if found[0].ranked(size)),
-        ladders=ladders(found[0].cells.values()),
-        costs=_costs([run for run in runs if run["arm"].task == task], costs, found[0].arms),
-        colours={arm: colour(place) for place, arm in enumerate(sorted({cell.arm for cell in cells}))},
-    )
+def _outcomes(metrics: pa.Table, predictions: pa.Table | None) -> tuple[dict[str, list[Outcome]], list[Cell]]:
+    """What the tasks' main metrics gave, and the cells of all metrics with the intervals that the outcomes know.
 
-
-def _verdict(ranked: Sequence[Cell]) -> Verdict:
-    if len(ranked) == 1:
-        return Verdict(ranked[0], None, None)
-    best, second = ranked[:2]
-    paired = best.values.keys() & second.values.keys()
-    return Verdict(best, second, paired_interval(best.values, second.values) if paired else None)
-
-
-def _costs(
-    runs: Sequence[Mapping[str, Any]], columns: Iterable[str], order: Sequence[str]
-) -> tuple[Mapping[str, Any], ...]:
-    """Means over an arm's runs that are done."""
-    rows = []
-    for name in order:
-        own = [run for run in runs if run["arm"].name == name and run["status"] == "done"]
-        means = {column: sum(run[column] or 0 for run in own) / len(own) for column in columns} if own else {}
-        rows.append({"arm": name, "runs": len(own), **means})
-    return tuple(rows)
-
-
-def _failures(runs: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """Failed runs, one entry per arm, size and error with its seeds."""
-    seeds: dict[tuple[Arm, int, str], list[int]] = defaultdict(list)
-    for run in runs:
-        if run["status"] == "failed":
-            seeds[run["arm"], run["examples"], run["error"] or "no message"].append(run["seed"])
-    return tuple(
-        {"task": arm.task, "arm": arm.name, "examples": examples, "seeds": sorted(found), "error": error}
-        for (arm, examples, error), found in sorted(seeds.items())
-    )
-
-
-def _facts(
-    runs: Sequence[Mapping[str, Any]], metrics: pa.Table, shared: Sequence[Shared]
-) -> dict[str, tuple[str, ...]]:
-    """What was compared and with what; each value once, in order."""
-    failed = sum(run["status"] == "failed" for run in runs)
-    tested = sorted({(run["arm"].task, n) for run in runs for n in run["test_rows"]})
-    equal = sorted({(run["arm"].task, run["equal_inputs"]) for run in runs if run["equal_inputs"]})
-    models = {
-        f"{role}: {model.get('source')} (fingerprint {str(model.get('fingerprint'))[:12]})"
-        for run in runs
-        for role, model in json.loads(run["models"] or "{}").items()
-    }
-    versions: dict[str, set[str]] = defaultdict(set)
-    for text in set(metrics["versions"].to_pylist()):
-        for package, version in json.loads(text or "{}").items():
-            versions[package].add(version)
-    facts = {
-        "task": tuple(f"{task}, {n:,} test rows" for task, n in tested),
-        "equal inputs": tuple(
-            f"{task}: {n:,} rows share their input with another row; kept on one side of the split" for task, n in equal
-        ),
-        "labelled examples": (", ".join(f"{size:,}" for size in sorted({run["examples"] for run in runs})),),
-        "seeds": (", ".join(str(seed) for seed in sorted({run["seed"] for run in runs})),),
-        "runs": (f"{len(runs) - failed:,} done, {failed:,} failed",),
-        "models": tuple(sorted(models)),
-        "computed once": tuple(
-            f"{cost.graph}: {cost.rows:,} rows for all runs, {cost.forward_passes:,} forward passes, "
-            f"{cost.tokens:,} tokens, {cost.seconds:,.0f} s"
-            + (f", {cost.teacher_calls:,} rationales" if cost.teacher_calls else "")
-            for cost in shared
-        ),
-        "device": tuple(sorted({run["device"] for run in runs if run["device"]})),
-        "versions": (", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in sorted(versions.items())),),
-        "git commit": tuple(sorted({run["git_commit"] for run in runs if run["git_commit"]})),
-    }
-    return {name: values for name, values in facts.items() if any(values)}
-
-
-def _notes(runs: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> tuple[str, ...]:
-    """What a reader must not read into the numbers."""
-    notes = [
-        "An interval is Student's t over seeds. It covers what the draw of the labelled examples and the training "
-        "change, on one fixed test set; it does not cover the draw of the test rows, which all runs share.",
-        *_test_set_notes(cells),
-        "A verdict compares the best mean of a column with the second best by the 95 % interval of their difference, "
-        "paired by seed: ahead where it excludes 0, else undecided. The two are picked after seeing the means, and "
-        "nothing is corrected for the number of comparisons: take it as a pointer, not as a test.",
-    ]
-    if cells and all(len(cell.values) <= 1 for cell in cells):
-        notes.insert(0, "One seed per cell: there are no intervals, and no order of arms is established.")
-    if any(cell.runs > len(cell.values) for cell in cells):
-        notes.append("Some runs share arm, examples and seed; they count as one value, their mean.")
-    cut = sum(run["texts_cut"] or 0 for run in runs)
-    if cut:
-        notes.append(f"{cut:,} texts, summed over runs, were longer than task.max_tokens and were cut.")
-    if any((run["git_commit"] or "").endswith("-dirty") for run in runs):
-        notes.append("A commit marked -dirty had local changes: its code cannot be recovered from the commit alone.")
-    return tuple(notes)
-
-
-def _test_set_notes(cells: Sequence[Cell]) -> list[str]:
-    """For scale: what the draw of the test rows alone does to the best accuracy of each task."""
-    notes = []
-    for grid in grids([cell for cell in cells if cell.metric == "accuracy"]):
-        best = next(ranked[0] for size in reversed(grid.sizes) if (ranked := grid.ranked(size)))
-        if best.interval and best.n:
-            limits = wilson(round(best.interval.mean * best.n), best.n)
-            notes.append(
-                f"For scale, on {grid.task}: another draw of {best.n:,} test rows alone could put an accuracy of "
-                f"{number(best.interval.mean)} anywhere from {number(limits.low or 0)} to {number(limits.high or 1)} "
-                "(Wilson, 95 %)."
-            )
-    return notes
-
-
-def _runs(metrics: pa.Table) -> list[dict[str, Any]]:
-    """The run-level columns, one row per run, and the numbers of test rows it was measured on."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in metrics.drop_columns(["versions", "spec"]).to_pylist():
-        run = found.setdefault(row["run_id"], row | {"test_rows": set()})
-        if row["split"] == "test" and row["n"]:
-            run["test_rows"].add(row["n"])
-    return list(found.values())
+    Only the main metrics' draws are kept; those of others are let go with their interval.
+    """
+    names = metric_names(metrics)
+    plain = {name: summary(metrics, name) for name in names}
+    of_task: dict[str, set[str]] = {}
+    for cell in (cell for found in plain.values() for cell in found):
+        of_task.setdefault(cell.task, set()).add(cell.metric)
+    main = {task: ordered(found)[0] for task, found in of_task.items()}
+    kept: dict[str, list[Outcome]] = {}
+    cells: list[Cell] = []
+    for name in names:
+        own = [task for task, metric in main.items() if metric == name]
+        found = outcomes(metrics, predictions, name) if own else outcomes(metrics, predictions, name, DRAWS_BESIDE)
+        kept[name] = [one for one in found if one.cell.task in own]
+        cells += with_intervals(plain[name], found)
+    return kept, cells
 
 
 def _home(path: str) -> str:
@@ -277,9 +166,11 @@ def _home(path: str) -> str:
 
 
 def _rendered(report: Report, template: str) -> str:
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+    folder = resources.files("graft.results")
     environment = Environment(
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
         autoescape=template.startswith("report.html"),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -288,9 +179,13 @@ def _rendered(report: Report, template: str) -> str:
     )
     environment.filters |= {
         "md": markdown_text,
+        "sentence": words.markdown_sentence,
         "number": number,
-        "signed": lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
-        "cost": _cost_text,
+        "signed": words.signed,
+        "limits": words.limits,
+        "p": words.p_text,
+        "cost": words.cost_text,
+        "count": "{:,}".format,
     }
     environment.globals |= {
         "caption": caption,
@@ -298,15 +193,17 @@ def _rendered(report: Report, template: str) -> str:
         "cell_parts": cell_parts,
         "cell_text": cell_text,
         "ladder_caption": ladder_caption,
-        "markdown": lambda grid: markdown(list(grid.cells.values())),
+        "markdown": _markdown,
+        "names": words.names,
+        "plural": words.plural,
+        "symbols": words.SYMBOLS,
     }
-    source = resources.files("graft.results").joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(source).render(report=report)
+    return environment.get_template(template).render(report=report)
 
 
-def _cost_text(value: float) -> str:
-    """Four significant figures at most: 0.42, 61.3, 1,204, 22.7 M."""
-    for limit, unit in ((1e9, " G"), (1e6, " M")):
-        if value >= limit:
-            return f"{value / limit:.1f}{unit}"
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+def _markdown(part: Section, place: int) -> str:
+    """One of a section's grids; the main one with the verdicts."""
+    verdicts = {} if place else dict(part.verdicts)
+    if not place:
+        verdicts |= {(arm, size): "reference" for size, arm in part.references.items()}
+    return markdown(list(part.grids[place].cells.values()), verdicts)

@@ -178,17 +178,21 @@ def cell_text(cell: Cell, seeds: int) -> str:
     return " ".join(part for part in (mean, half, f"({remarks})" if remarks else "") if part)
 
 
-def caption(grid: Grid) -> str:
-    """What the numbers of a grid are."""
-    rows = " or ".join(f"{n:,}" for n in grid.test_rows)
-    seeds = "one seed, so no interval" if grid.seeds == 1 else f"mean ± half its 95 % interval over {grid.seeds} seeds"
+def caption(grid: Grid, rows: str = "test rows") -> str:
+    """What the numbers of a grid are; `rows` says what each is a mean of."""
+    counts = " or ".join(f"{n:,}" for n in grid.test_rows)
     better = "lower" if grid.metric in LOWER_IS_BETTER else "higher"
-    return f"{grid.metric}, {better} is better; {seeds}; {rows} test rows"
+    return f"{grid.metric}, {better} is better; {_spread_caption(grid)}; {counts} {rows}"
 
 
-def markdown(cells: Sequence[Cell]) -> str:
-    """Tables in GitHub's Markdown, one per task: arms × examples, the best mean of a column bold."""
-    return "\n\n".join(_markdown(grid) for grid in grids(cells))
+def markdown(cells: Sequence[Cell], words: Mapping[tuple[str, int], str] | None = None) -> str:
+    """Tables in GitHub's Markdown, one per task: arms × examples, the best mean of a column bold.
+
+    Args:
+        cells: of one metric.
+        words: arm and examples to what stands behind the number.
+    """
+    return "\n\n".join(_markdown(grid, words or {}) for grid in grids(cells))
 
 
 def terminal(cells: Sequence[Cell]) -> "Table":
@@ -233,7 +237,21 @@ def markdown_text(text: str) -> str:
     return "".join(f"\\{char}" if char in "|*`[]\\" else char for char in text)
 
 
-def _markdown(grid: Grid) -> str:
+def _spread_caption(grid: Grid) -> str:
+    """What the intervals of a grid cover."""
+    covers = {cell.interval.covers for cell in grid.cells.values() if cell.interval and cell.interval.low is not None}
+    if not covers:
+        return "one seed, so no interval" if grid.seeds == 1 else f"mean over {grid.seeds} seeds"
+    units = "groups of test items" if any("groups" in one for one in covers) else "test items"
+    seeds = "one seed" if grid.seeds == 1 else f"{grid.seeds} seeds"
+    if covers == {"seeds"}:
+        return f"mean ± half its 95 % interval over {seeds}"
+    some = ", where predictions are at hand," if "seeds" in covers else ""
+    over = units if grid.seeds == 1 else f"seeds and{some} {units}"
+    return f"mean of {seeds} ± half its 95 % interval over {over}"
+
+
+def _markdown(grid: Grid, words: Mapping[tuple[str, int], str]) -> str:
     lines = [f"**{markdown_text(grid.task)}**: {caption(grid)}", ""]
     lines.append("| examples | " + " | ".join(f"{size:,}" for size in grid.sizes) + " |")
     lines.append("|---|" + "---:|" * len(grid.sizes))
@@ -241,7 +259,7 @@ def _markdown(grid: Grid) -> str:
         texts = []
         for size in grid.sizes:
             cell = grid.cells.get((arm, size))
-            text = cell_text(cell, grid.seeds) if cell else ""
+            text = " ".join(filter(None, [cell_text(cell, grid.seeds) if cell else "", words.get((arm, size))]))
             texts.append(f"**{text}**" if cell and grid.is_best(cell) else text)
         lines.append(f"| {markdown_text(arm)} | " + " | ".join(texts) + " |")
     return "\n".join(lines)

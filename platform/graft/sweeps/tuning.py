@@ -80,7 +80,7 @@ class _Due(Searcher):  # type: ignore[misc]
     """The agenda as Tune asks it."""
 
     def __init__(self, agenda: Agenda, concurrent: int):
-        super().__init__(metric="seconds", mode="min")
+        super().__init__()
         self.agenda, self.concurrent = agenda, concurrent
         self.running: set[str] = set()
 
