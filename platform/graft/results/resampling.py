@@ -4,9 +4,10 @@
     items   N test rows, the same for all seeds and arms         differ by how hard they are, for every training
 
 Seeds are crossed with items, so a value is `mean + seed + item + residual`, and the variance of the mean over both is
-Var(seed)/S + Var(item)/N + Var(residual)/(S N) (Owen 2007, "The pigeonhole bootstrap", section 3). The items are resampled, the seeds held: that gives the second and third term, for any metric. The variance
-between seeds over S holds the first and third. The third, which both have, is taken from how the draws of one seed
-differ from those of another, and out of the items' part.
+Var(seed)/S + Var(item)/N + Var(residual)/(S N) (Owen 2007, "The pigeonhole bootstrap", section 3). The items are
+resampled, the seeds held: that gives the second and third term, for any metric. The variance between seeds over S holds
+the first and third. The third, which both have, is taken from how the draws of one seed differ from those of another,
+and out of the items' part.
 
 Few seeds are not resampled: a percentile interval over three covers about 80 % (measured in the tests' simulation:
 binary outcomes, strong seeds). Their part is Student's t with S - 1 degrees of freedom, and the two parts are joined
