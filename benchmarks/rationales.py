@@ -96,17 +96,15 @@ def page(swept: Sequence[Path]) -> str:
         "",
         f"{METRIC} of {rows[0]['n']} test rows, the mean of {SEEDS} seeds ± half its 95 % interval; "
         f"{rows[0]['examples']} examples. Teacher and student: graft-nano. {calls:,} rationales were "
-        f"written in all, and read {sum(row['teacher_reads'] for row in rows):,} times; of the test rows that have one "
-        f"{silent(swept):.1%} have an empty one. All runs: {minutes:.0f} minutes, two at a time, on {machine()}.",
+        f"written in all, and read {sum(row['teacher_reads'] for row in rows):,} times; {silent(swept[0]):.1%} of "
+        f"those about test rows are empty. All runs: {minutes:.0f} minutes, two at a time, on {machine()}.",
     ]
     return "\n".join(lines)
 
 
-def silent(swept: Sequence[Path]) -> float:
+def silent(ladder: Path) -> float:
     """The share of test rows about which the teacher wrote nothing."""
-    texts = [
-        text for folder in swept for text in pq.read_table(folder / "predictions.parquet")["rationale"].to_pylist()
-    ]
+    texts = pq.read_table(ladder / "predictions.parquet")["rationale"].to_pylist()
     known = [text for text in texts if text is not None]
     return known.count("") / len(known)
 
