@@ -172,7 +172,7 @@ class Trial(Section):
     """What one run of a sweep may take."""
 
     cpus: float = Field(1.0, gt=0)
-    """CPUs that are set aside for it; of several workers, for each."""
+    """CPUs that are set aside for it."""
     gpus: float | None = Field(None, ge=0)
     """GPUs, or the share of one; null is one where the cluster has some and the run may use it."""
     seconds: float | None = Field(None, gt=0)

@@ -12,7 +12,7 @@ from graft.errors import SpecError
 from graft.results.records import load_metrics
 from graft.spec import Experiment, Scaling
 from graft.sweeps.limits import LimitError, limited, resident_bytes
-from graft.sweeps.resources import DRIVER, share_out
+from graft.sweeps.resources import share_out
 from graft.sweeps.sweep import run_sweep
 from graft.swept import Trial
 
@@ -57,29 +57,26 @@ def cluster(cpus: float, gpus: float = 0) -> Cluster:
 
 
 @pytest.mark.parametrize(
-    ("there", "trial", "workers", "asked", "expected"),
+    ("there", "trial", "asked", "expected"),
     [
-        (cluster(8), Trial(), 1, None, (8, {"CPU": 1.0, "GPU": 0.0})),
-        (cluster(8), Trial(), 1, 3, (3, {"CPU": 1.0, "GPU": 0.0})),
-        (cluster(8), Trial(cpus=0.5), 1, None, (16, {"CPU": 0.5, "GPU": 0.0})),
-        (cluster(8, 2), Trial(), 1, None, (8, {"CPU": 1.0, "GPU": 1.0})),
-        (cluster(8, 2), Trial(gpus=0.25), 1, None, (8, {"CPU": 1.0, "GPU": 0.25})),
-        (cluster(8), Trial(), 3, None, (2, DRIVER)),
-        (cluster(8, 4), Trial(), 4, None, (1, DRIVER)),
-        (cluster(8, 4), Trial(gpus=0), 4, None, (2, DRIVER)),
+        (cluster(8), Trial(), None, (8, {"CPU": 1.0, "GPU": 0.0})),
+        (cluster(8), Trial(), 3, (3, {"CPU": 1.0, "GPU": 0.0})),
+        (cluster(8), Trial(cpus=0.5), None, (16, {"CPU": 0.5, "GPU": 0.0})),
+        (cluster(8, 2), Trial(), None, (8, {"CPU": 1.0, "GPU": 1.0})),
+        (cluster(8, 2), Trial(gpus=0.25), None, (8, {"CPU": 1.0, "GPU": 0.25})),
     ],
 )
-def test_runs_share_the_cluster_and_none_waits_for_workers_that_another_holds(
-    there: Cluster, trial: Trial, workers: int, asked: int | None, expected: tuple[int, dict[str, float]]
+def test_runs_share_the_cluster(
+    there: Cluster, trial: Trial, asked: int | None, expected: tuple[int, dict[str, float]]
 ) -> None:
-    assert share_out(there, trial, [Scaling(), Scaling(workers=workers)], asked) == expected
+    assert share_out(there, trial, [Scaling()], asked) == expected
 
 
 def test_more_than_there_is_is_refused() -> None:
     with pytest.raises(SpecError, match=r"sweep\.trial\.gpus: a run needs 2 GPUs, the cluster has 1"):
         share_out(cluster(8, 1), Trial(gpus=2), [Scaling()], None)
-    with pytest.raises(SpecError, match=r"a run with 9 workers needs 9 CPUs, the cluster has 8"):
-        share_out(cluster(8), Trial(), [Scaling(workers=9)], None)
+    with pytest.raises(SpecError, match=r"sweep\.trial\.cpus: a run needs 9 CPUs, the cluster has 8"):
+        share_out(cluster(8), Trial(cpus=9), [Scaling()], None)
 
 
 @pytest.mark.slow

@@ -225,7 +225,6 @@ def test_what_is_behind_at_its_looks_is_stopped(pruned: Experiment, tmp_path: Pa
     ("values", "said"),
     [
         ({"training": {"max_steps": 9}}, r"there are none; set training\.validate_every_steps"),
-        ({"scaling": {"workers": 2}}, "a training with several workers is not stopped early"),
     ],
 )
 def test_a_pruner_without_looks_is_refused(pruned: Experiment, values: dict[str, Any], said: str) -> None:

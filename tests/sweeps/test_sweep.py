@@ -218,33 +218,6 @@ def test_a_fault_and_a_death_are_rows_and_the_others_go_on(careless: Path) -> No
 def test_more_cpus_than_exist_are_refused_at_once(ray_cluster: Any, values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="--concurrent 64 needs 64 CPUs, the cluster at"):
         run_sweep(Experiment.from_mapping(values), tmp_path, concurrent=64)
-    with pytest.raises(SpecError, match=r"sweep\.trial\.cpus: a run with 3 workers needs 3 CPUs, the cluster has 2"):
-        run_sweep(Experiment.from_mapping({**values, "scaling": {"workers": 3}}), tmp_path)
+    with pytest.raises(SpecError, match=r"scaling\.workers: got 2; a sweep trains each run in one process"):
+        run_sweep(Experiment.from_mapping({**values, "scaling": {"workers": 2}}), tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_runs_with_several_workers_each_wait_for_one_another(
-    ray_cluster: Any, tmp_path: Path, tiny_llama: Path
-) -> None:
-    rows = tmp_path / "rows.csv"
-    rows.write_text("q,a\n" + "".join(f"what is {i},it is {i}\n" for i in range(60)))
-    values = {
-        "name": "together",
-        "models": {"base": {"source": str(tiny_llama)}},
-        "task": {"name": "file", "path": str(rows), "text": "q", "target": "a", "test_examples": 4},
-        "regime": {"examples": 16},
-        "method": {"name": "peft", "max_new_tokens": 4, "adapter": {"peft_type": "LORA", "r": 2}},
-        "training": {"max_steps": 3, "tokens_per_batch": 256},
-        "scaling": {"workers": 2},
-    }
-    sweep = {"axes": {"training.learning_rate": [1e-3, 1e-2]}}
-    result = run_sweep(Experiment.from_mapping({**values, "sweep": sweep}), tmp_path / "swept")
-    assert result.failed == 0
-    alone = Experiment.from_mapping(
-        {**values, "scaling": {"workers": 1}, "training": {**values["training"], "learning_rate": 1e-2}}
-    )
-    single = runner.run(alone, tmp_path / "single")
-    found = {row["value"] for row in result.metrics.to_pylist() if row["metric"] == "perplexity"}
-    assert any(value == pytest.approx(single.metric("perplexity"), rel=1e-4) for value in found)
-    assert len(found) == 2

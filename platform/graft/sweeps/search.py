@@ -270,8 +270,6 @@ def spaces(search: Search, members: Sequence[tuple[Cell, Plan]]) -> list[dict[st
 
 
 def _check_pruner(experiments: Sequence[Experiment]) -> None:
-    if any(experiment.scaling.workers > 1 for experiment in experiments):
-        raise SpecError("sweep.search.pruner: a training with several workers is not stopped early; leave pruner null")
     if all(experiment.training.validate_every_steps is None for experiment in experiments):
         raise SpecError(
             "sweep.search.pruner: asha compares trainings at their looks at held-out examples, and there are none; set "

@@ -58,10 +58,9 @@ class GraftTrial(tune.Trainable):  # type: ignore[misc]
         try:
             plan = self._plan(run_id)
             with limited(self.work.limits):
-                together = runner.together(plan, self.work.storage, None)
                 worst = json.loads(self.config.get("worst", "{}"))
                 worst = {int(step): loss for step, loss in worst.items()}
-                result = runner.carry_out(plan, self.files, self.store, together=together, worst=worst)
+                result = runner.carry_out(plan, self.files, self.store, worst=worst)
         except PrunedError as error:
             return {
                 "done": True,
