@@ -59,7 +59,7 @@ def main() -> None:
         path = Path(folder) / "rows.parquet"
         pq.write_table(rows(options.data), path)
         if "ladder" not in options.skip:
-            ladder(str(larger(Path(folder))), path, 8 if options.quick else 48, 4 if options.quick else 20)
+            ladder(str(larger(Path(folder))), path, 8 if options.quick else 16, 4 if options.quick else 10)
         if "teacher" not in options.skip:
             teacher(path, 8 if options.quick else options.rows, 1 if options.quick else 3)
 
