@@ -120,7 +120,7 @@ def test_the_authors_solutions_pass(name: str, kind: type[ProgramTask]) -> None:
     path = SHARED / f"{name}.parquet"
     if not path.exists():
         pytest.skip(f"{path} is not on this machine")
-    task = kind(name=name, path=str(path))
+    task = kind(name=name, path=str(path), seconds=60)  # a busy machine is no failure
     test = task.read().test
     sample = test.take(list(range(0, test.num_rows, test.num_rows // 25)))
     # As a model's answers are kept: without white space around them.
@@ -134,6 +134,6 @@ def test_all_the_authors_solutions_pass(name: str, kind: type[ProgramTask]) -> N
     path = SHARED / f"{name}.parquet"
     if not path.exists():
         pytest.skip(f"{path} is not on this machine")
-    task = kind(name=name, path=str(path))
+    task = kind(name=name, path=str(path), seconds=60)  # a busy machine is no failure
     test = task.read().test
     assert task.judged(test.append_column("prediction", test["target"])) == {"pass_at_1": 1.0}
