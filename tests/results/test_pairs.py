@@ -65,7 +65,7 @@ def test_two_runs_are_compared_by_id_by_folder_and_inside_a_sweep(storage, whole
         (("2-64-0", "3-64-1"), {}, r"different seed, 0 and 1; run both with the same regime\.seed"),
         (("2-64-0", "3-16-0"), {}, "different examples, 64 and 16"),
         (("3-64-0", "3-64-1"), {}, "different seed"),
-        (("2-64-0", "3-64-0"), {"metric": "accuracyy"}, "--metric: there is no metric 'accurracy'; did you mean"),
+        (("2-64-0", "3-64-0"), {"metric": "accuracyy"}, "--metric: there is no metric 'accuracyy'; did you mean"),
     ],
 )
 def test_what_cannot_be_compared_is_said_with_the_cure(storage, names, options, message) -> None:
