@@ -29,9 +29,9 @@ from graft.results.records import (
 from graft.storage import open_storage
 
 SURFACE = (
-    "run_id name method task split metric value n examples seed ablation searched status error spec task_sha equal_inputs "
-    "prompt_sha versions git_commit seconds tokens forward_passes teacher_calls teacher_reads peak_memory_bytes "
-    "parameters_trainable parameters_total models device texts_cut rationales_cut store_reads"
+    "run_id name method task split metric value n examples seed ablation searched status error spec task_sha "
+    "equal_inputs prompt_sha versions git_commit seconds tokens forward_passes teacher_calls teacher_reads "
+    "peak_memory_bytes parameters_trainable parameters_total models device texts_cut rationales_cut store_reads"
 )
 
 
