@@ -15,7 +15,24 @@ MOST_FACTORS = 10
 """Items of a factorial at most: 1,024 combinations, each once per seed and axis value."""
 
 
-class Ablations(Section):
+class OneOf(Section):
+    """A section of which exactly one field is given."""
+
+    @property
+    def kind(self) -> str:
+        """The name of that field."""
+        return next(kind for kind in type(self).model_fields if getattr(self, kind) is not None)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
+        if len(given) != 1:
+            known = ", ".join(type(self).model_fields)
+            raise ValueError(f"give one of {known}; got {' and '.join(given) or 'none'}")
+        return self
+
+
+class Ablations(OneOf):
     """What is taken away from the experiment; one of the three, in `key=value` items as on the command line."""
 
     ladder: tuple[str, ...] | None = None
@@ -24,11 +41,6 @@ class Ablations(Section):
     """Items taken each alone, beside the whole."""
     factorial: tuple[str, ...] | None = None
     """Up to 10 items taken in every combination."""
-
-    @property
-    def kind(self) -> str:
-        """`ladder`, `leave_one_out` or `factorial`."""
-        return next(kind for kind in type(self).model_fields if getattr(self, kind) is not None)
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -60,14 +72,6 @@ class Ablations(Section):
                 raise ValueError(f"{one} and {other}: one sets the other too, so there is no combination of both")
         return items
 
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
-        if len(given) != 1:
-            known = ", ".join(type(self).model_fields)
-            raise ValueError(f"give one of {known}; got {' and '.join(given) or 'none'}")
-        return self
-
 
 def _item(item: Any) -> tuple[str, Any]:
     """Key and value of an ablation's item."""
@@ -92,7 +96,7 @@ def check_swept(key: str, by: str) -> None:
         raise ValueError(f"{key}: not a field of a single experiment; give models, task, regime, method, ...")
 
 
-class Dimension(Section):
+class Dimension(OneOf):
     """The values that a search may give one field; one of the five, both ends included."""
 
     uniform: tuple[float, float] | None = None
@@ -107,21 +111,12 @@ class Dimension(Section):
     """One of a list of values of any kind."""
 
     @property
-    def kind(self) -> str:
-        """Which of the five."""
-        return next(kind for kind in type(self).model_fields if getattr(self, kind) is not None)
-
-    @property
     def ends(self) -> tuple[Any, ...]:
         """The two ends of a range, or every choice."""
         return tuple(getattr(self, self.kind))
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
-        if len(given) != 1:
-            known = ", ".join(type(self).model_fields)
-            raise ValueError(f"give one of {known}; got {' and '.join(given) or 'none'}")
+    def _a_range_or_choices(self) -> Self:
         if self.kind == "choice":
             if len({json.dumps(value, sort_keys=True, default=str) for value in self.ends}) < 2:
                 raise ValueError("choice: give at least two different values")
