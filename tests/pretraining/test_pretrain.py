@@ -271,7 +271,7 @@ def test_a_model_of_a_little_world(home: Path) -> None:
     folder = pretraining.pretrain(spec)
     assert set(recipes.read_manifest(folder)["evaluation"]) == {"numbers"}  # pairs are all learned
     handle = models.load("recipe:sums")
-    from graft.pretraining.key_value import KeyValueWorld
+    from graft.tasks.key_value import KeyValueWorld
 
     known = KeyValueWorld.of(spec.data).value_of  # type: ignore[arg-type]
     written = handle.generate([f"{name} =" for name in known], max_new_tokens=3)
