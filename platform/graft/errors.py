@@ -16,6 +16,7 @@ in one line: it is printed without a traceback.
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 
 
@@ -91,10 +92,13 @@ def suggest(wrong: str, known: Iterable[str]) -> str:
 def to_words(error: BaseException) -> tuple[str, str]:
     """An error as data, for another process: the name of its class, of graft's own nearest one, and its text."""
     known = (kind for kind in type(error).__mro__ if kind.__module__ == __name__)
-    return next(known, type(error)).__name__, str(error)
+    text = json.dumps(error.looks) if isinstance(error, PrunedError) else str(error)
+    return next(known, type(error)).__name__, text
 
 
 def from_words(name: str, text: str) -> GraftError | None:
     """The error that `to_words` took apart; None where it was none of graft's."""
     kind = globals().get(name)
+    if kind is PrunedError:
+        return PrunedError({int(step): loss for step, loss in json.loads(text).items()})
     return kind(text) if isinstance(kind, type) and issubclass(kind, GraftError) else None

@@ -80,7 +80,7 @@ def run(
     store = open_store(files, store_limit_bytes)
     try:
         with RayPool(storage, address, name=planned.run_id) as pool:
-            return carry_out(planned, files, store, progress, pool, _together(planned, storage, address))
+            return carry_out(planned, files, store, progress, pool, together(planned, storage, address))
     finally:
         store.flush()
 
@@ -232,7 +232,7 @@ def _warn_of_silence(rows: pa.Table) -> None:
             log.warning("%d of %d were cut by method.max_rationale_tokens: raise it?", cut, rows.num_rows)
 
 
-def _together(planned: Plan, storage: str | Path, address: str | None) -> "Together | None":
+def together(planned: Plan, storage: str | Path, address: str | None) -> "Together | None":
     """Training with several workers, where the spec asks for them."""
     scaling = planned.experiment.scaling
     if scaling.workers == 1:

@@ -72,6 +72,29 @@ def test_runs_share_the_cluster(
     assert share_out(there, trial, [Scaling()], asked) == expected
 
 
+@pytest.mark.parametrize(
+    ("there", "scalings", "asked", "expected"),
+    [
+        (cluster(8), [Scaling(workers=2)], None, (4, {"memory": 1, "GPU": 0.0})),
+        (cluster(9), [Scaling(workers=4), Scaling()], None, (2, {"memory": 1, "GPU": 0.0})),
+        (cluster(8), [Scaling(workers=2)], 3, (3, {"memory": 1, "GPU": 0.0})),
+        (cluster(16, 6), [Scaling(workers=2)], None, (2, {"memory": 1, "GPU": 1.0})),
+        (cluster(16, 6), [Scaling(workers=2, device="cpu")], None, (8, {"memory": 1, "GPU": 0.0})),
+    ],
+)
+def test_as_many_runs_as_there_are_whole_teams_for(
+    there: Cluster, scalings: list[Scaling], asked: int | None, expected: tuple[int, dict[str, float]]
+) -> None:
+    assert share_out(there, Trial(), scalings, asked) == expected
+
+
+def test_a_team_that_finds_no_room_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"scaling\.workers: 4 needs 4 CPUs, the cluster at .* has 2"):
+        share_out(cluster(2), Trial(), [Scaling(workers=4)], None)
+    with pytest.raises(SpecError, match=r"scaling\.workers: 2 need a GPU each and their run 1 .* the cluster has 2"):
+        share_out(cluster(8, 2), Trial(), [Scaling(workers=2)], None)
+
+
 def test_more_than_there_is_is_refused() -> None:
     with pytest.raises(SpecError, match=r"sweep\.trial\.gpus: a run needs 2 GPUs, the cluster has 1"):
         share_out(cluster(8, 1), Trial(gpus=2), [Scaling()], None)

@@ -218,6 +218,6 @@ def test_a_fault_and_a_death_are_rows_and_the_others_go_on(careless: Path) -> No
 def test_more_cpus_than_exist_are_refused_at_once(ray_cluster: Any, values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="--concurrent 64 needs 64 CPUs, the cluster at"):
         run_sweep(Experiment.from_mapping(values), tmp_path, concurrent=64)
-    with pytest.raises(SpecError, match=r"scaling\.workers: got 2; a sweep trains each run in one process"):
-        run_sweep(Experiment.from_mapping({**values, "scaling": {"workers": 2}}), tmp_path)
+    with pytest.raises(SpecError, match=r"scaling\.workers: 64 needs 64 CPUs, the cluster at"):
+        run_sweep(Experiment.from_mapping({**values, "scaling": {"workers": 64}}), tmp_path)
     assert not list(tmp_path.iterdir())

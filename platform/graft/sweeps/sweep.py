@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from graft import runner, runs
 from graft.cluster import Cluster, check_shared, connect
-from graft.errors import SpecError, StoreError
+from graft.errors import StoreError
 from graft.pool import MIN_ROWS, RayPool
 from graft.results.arms import arms
 from graft.results.records import Result, failure_table, with_column, write_table
@@ -82,8 +82,6 @@ def run_sweep(
     """
     watcher = watcher or Watcher()
     members = expand_members(experiment)
-    if (most := max(member.experiment.scaling.workers for member in members)) > 1:
-        raise SpecError(f"scaling.workers: got {most}; a sweep trains each run in one process: give 1")
     runner.train_missing([member.experiment for member in members], watcher.rows, address)
     sweep = _Sweep(experiment, members, storage, watcher, store_limit_bytes)
     sweep.begin()

@@ -60,7 +60,8 @@ class GraftTrial(tune.Trainable):  # type: ignore[misc]
             with limited(self.work.limits):
                 worst = json.loads(self.config.get("worst", "{}"))
                 worst = {int(step): loss for step, loss in worst.items()}
-                result = runner.carry_out(plan, self.files, self.store, worst=worst)
+                together = runner.together(plan, self.work.storage, None)
+                result = runner.carry_out(plan, self.files, self.store, together=together, worst=worst)
         except PrunedError as error:
             return {
                 "done": True,
