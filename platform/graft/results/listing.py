@@ -12,7 +12,8 @@ import yaml
 from pyarrow import fs
 
 from graft.errors import DataError, StoreError
-from graft.results.records import COSTS, read_table, test_values
+from graft.results.arms import arms
+from graft.results.records import COSTS, METRICS, read_table, test_values
 from graft.results.tables import main_metric, summary, terminal
 from graft.storage import children, exists, open_storage, read_bytes
 from graft.store import ColumnStore
@@ -20,21 +21,34 @@ from graft.store import ColumnStore
 if TYPE_CHECKING:
     from rich.table import Table
 
+CUTS = ("texts_cut", "rationales_cut")
+"""Columns of METRICS that count what a limit has cut: shown where it has."""
+
 
 def run_table(storage: str) -> "Table":
-    """Runs and sweeps, a line each."""
+    """Runs and sweeps, a line each; a run is called by what it has other than the others that are listed."""
     from rich.table import Table
+    from rich.text import Text
 
     files = open_storage(storage, create=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("id", overflow="fold")  # it is copied into other commands, so it is never cut
-    for heading in ("status", "task", "method", "examples", "seed", "metric", "value"):
+    for heading in ("status", "task", "arm", "examples", "seed", "metric", "value"):
         table.add_column(heading)
     for name in children(files, "sweeps"):
         status = "done" if exists(files, f"sweeps/{name}/metrics.parquet") else "not done"
         table.add_row(name, f"sweep, {status}", "", "", "", "", "", "")
-    for name in children(files, "runs"):
-        table.add_row(name, *_run_line(files, f"runs/{name}"))
+    found = {name: _listed(files, name) for name in children(files, "runs")}
+    named = arms(pa.concat_tables([METRICS.empty_table(), *(metrics for _, metrics in found.values())]))
+    for name, (status, metrics) in found.items():
+        if not metrics.num_rows:
+            table.add_row(name, status, "?", "?", "?", "?", "", "")
+            continue
+        first = metrics.slice(0, 1).to_pylist()[0]
+        arm = named[first["run_id"]]
+        # A text of the spec's may look like markup.
+        cells = (Text(arm.task), Text(arm.name), str(first["examples"]), str(first["seed"]))
+        table.add_row(name, status, *cells, *_value(metrics))
     return table
 
 
@@ -75,36 +89,43 @@ def details(name: str, storage: str) -> Iterator[Any]:
         raise DataError(f"{name}: no run or sweep of this name in {storage}{hint}; `graft ls` lists them")
 
 
-def _run_line(files: fs.FileSystem, folder: str) -> tuple[str, ...]:
-    if not exists(files, f"{folder}/metrics.parquet"):
-        return ("not done", *_asked(files, folder), "", "")
+def _listed(files: fs.FileSystem, name: str) -> tuple[str, pa.Table]:
+    """A run's status and its rows of METRICS: of one without results, what its spec says; none where that is unread."""
+    path = f"runs/{name}/metrics.parquet"
     try:
-        metrics = read_table(files, f"{folder}/metrics.parquet")
+        if exists(files, path):
+            metrics = read_table(files, path, METRICS)
+            return metrics["status"][0].as_py(), metrics
+        status = "not done"
     except StoreError:
-        return ("damaged", *_asked(files, folder), "", "")
-    first = metrics.slice(0, 1).to_pylist()[0]
-    metric = main_metric(metrics)
-    asked = (first["task"], _method(json.loads(first["spec"])["method"]), str(first["examples"]), str(first["seed"]))
-    return (first["status"], *asked, metric, f"{_value(metrics, metric):.4f}")
+        status = "damaged"
+    except DataError:
+        status = "of another graft"  # `graft show` says which
+    return status, _asked(files, name)
 
 
-def _asked(files: fs.FileSystem, folder: str) -> tuple[str, ...]:
+def _asked(files: fs.FileSystem, name: str) -> pa.Table:
+    """What the spec of a run says of it, as the one row of a run that has no metrics."""
     try:
-        spec = yaml.safe_load(read_bytes(files, f"{folder}/spec.yaml"))
-        return (
-            spec["task"]["name"],
-            _method(spec["method"]),
-            str(spec["regime"]["examples"]),
-            str(spec["regime"]["seed"]),
-        )
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        return ("?", "?", "?", "?")
+        spec = yaml.safe_load(read_bytes(files, f"runs/{name}/spec.yaml"))
+        row = {
+            "run_id": name,
+            "method": spec["method"]["name"],
+            "task": spec["task"]["name"],
+            "examples": spec["regime"]["examples"],
+            "seed": spec["regime"]["seed"],
+            "status": "failed",  # as far as its numbers go
+            "spec": json.dumps(spec, sort_keys=True),  # as a record has it
+        }
+        return pa.Table.from_pylist([row], schema=METRICS)
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException, yaml.YAMLError):
+        return METRICS.empty_table()
 
 
-def _method(section: dict[str, Any]) -> str:
-    """A method's name and settings in one line."""
-    settings = [f"{key}={value}" for key, value in section.items() if key != "name" and value not in (None, False)]
-    return " ".join([section["name"], *settings])
+def _value(metrics: pa.Table) -> tuple[str, str]:
+    """The main metric and its value; nothing of a run that has none."""
+    metric, values = main_metric(metrics), test_values(metrics)
+    return (metric, _number(values[metric])) if metric in values else ("", "")
 
 
 def _run_details(files: fs.FileSystem, folder: str) -> Iterator[Any]:
@@ -114,14 +135,17 @@ def _run_details(files: fs.FileSystem, folder: str) -> Iterator[Any]:
         yield "not done: run its spec again, it goes on from the column store"
         return
     yield _graph_text(files, folder)
-    metrics = read_table(files, f"{folder}/metrics.parquet")
+    metrics = read_table(files, f"{folder}/metrics.parquet", METRICS)
     first = metrics.slice(0, 1).to_pylist()[0]
     for row in metrics.to_pylist():
         # A failed run has one row without a metric, and no split.
         of_group = "" if row["split"] in (None, "test", "validation") else f"  ({row['split']}, n={row['n']})"
-        yield f"{row['metric']:<20} {'undefined' if row['value'] is None else format(row['value'], '.4f')}{of_group}"
+        yield f"{row['metric']:<20} {_number(row['value'])}{of_group}"
     for cost in COSTS:
-        yield f"{cost:<20} {first[cost]:,.1f}" if cost == "seconds" else f"{cost:<20} {first[cost]:,}"
+        yield f"{cost:<20} {_amount(first[cost])}"
+    for cut in CUTS:
+        if first[cut]:
+            yield f"{cut:<20} {_amount(first[cut])}"
 
 
 def _graph_text(files: fs.FileSystem, folder: str) -> str:
@@ -144,14 +168,19 @@ def _sweep_details(files: fs.FileSystem, folder: str) -> Iterator[Any]:
         done = sum(exists(files, f"runs/{run}/metrics.parquet") for run in runs)
         yield f"not done: {done} of {len(runs)} runs; the same command goes on"
         return
-    metrics = read_table(files, f"{folder}/metrics.parquet")
+    metrics = read_table(files, f"{folder}/metrics.parquet", METRICS)
     metric = main_metric(metrics)
     yield terminal(summary(metrics, metric))
 
 
-def _value(metrics: pa.Table, metric: str) -> float:
-    value = test_values(metrics).get(metric)
-    return float("nan") if value is None else value
+def _number(value: float | None) -> str:
+    """A metric's value."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _amount(value: float | None) -> str:
+    """A cost as its run counted it."""
+    return "not counted" if value is None else f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _size(size: int) -> str:
