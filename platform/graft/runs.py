@@ -10,7 +10,7 @@ from pyarrow import fs
 from graft import models
 from graft.errors import DataError
 from graft.graph import Graph
-from graft.results.records import Result, read_table
+from graft.results.records import METRICS, PREDICTIONS, Result, read_table
 from graft.spec import Experiment, ModelSource
 from graft.storage import exists, local_root, open_storage, read_bytes
 
@@ -22,12 +22,17 @@ def is_done(files: fs.FileSystem, folder: str) -> bool:
 
 
 def read_result(files: fs.SubTreeFileSystem, folder: str) -> Result:
-    """The result of a finished run; its graph is loaded when it is asked for."""
-    table = read_table(files, f"{folder}/metrics.parquet")
+    """The result of a finished run; its graph is loaded when it is asked for.
+
+    Raises:
+        StoreError: a table is missing or damaged.
+        DataError: only another graft understands a table: the run is not to be carried out over it.
+    """
+    table = read_table(files, f"{folder}/metrics.parquet", METRICS)
     return Result(
         run_id=table["run_id"][0].as_py(),
         metrics=table,
-        predictions=read_table(files, f"{folder}/predictions.parquet"),
+        predictions=read_table(files, f"{folder}/predictions.parquet", PREDICTIONS, others=True),
         load_graph=lambda: load_graph(files, folder),
         folder=f"{root / folder}" if (root := local_root(files)) else folder,
     )

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.errors import DataError, StoreError
+from graft.results.predictions import load_predictions
 from graft.results.records import (
     METRICS,
     Result,
@@ -26,6 +28,7 @@ from graft.results.records import (
     with_column,
     write_table,
 )
+from graft.results.searches import SEARCH, load_searches
 from graft.storage import open_storage
 
 SURFACE = (
@@ -33,6 +36,9 @@ SURFACE = (
     "equal_inputs prompt_sha versions git_commit seconds tokens forward_passes teacher_calls teacher_reads "
     "peak_memory_bytes parameters_trainable parameters_total models device texts_cut rationales_cut store_reads"
 )
+
+
+VERSION = metadata.version("graft-compose")
 
 
 def answers(rows=3):
@@ -237,12 +243,90 @@ def test_a_run_that_a_table_holds_twice_is_taken_once(tmp_path, record) -> None:
     assert load_metrics([str(tmp_path / "sweeps" / "s")]).num_rows == 2
 
 
-def test_columns_that_a_run_lacks_are_null(tmp_path, record) -> None:
-    old = metric_table(record(run_id="old"), {"accuracy": 0.5}, n=3).drop_columns(["task_sha", "equal_inputs"])
-    write_table(open_storage(tmp_path), "runs/old/metrics.parquet", old)
+def test_a_table_says_which_graft_wrote_it(tmp_path) -> None:
+    files = open_storage(tmp_path)
+    write_table(files, "a.parquet", answers())
+    older = answers().replace_schema_metadata({"graft": "0.0.1", "mine": "kept"})
+    write_table(files, "b.parquet", older)
+    for name, more in (("a", {}), ("b", {b"mine": b"kept"})):
+        assert pq.read_schema(tmp_path / f"{name}.parquet").metadata == {b"graft": VERSION.encode(), **more}
+
+
+def written(path: Path, table: pa.Table, version: str | None = None) -> None:
+    """As another graft writes it: today's does not have its say."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({"graft": version} if version else None), path)
+
+
+def test_columns_that_an_older_graft_did_not_write_are_null(tmp_path, record) -> None:
+    old = metric_table(record(run_id="old"), {"accuracy": 0.5}, n=3).drop_columns(["task_sha", "store_reads"])
+    written(tmp_path / "runs/old/metrics.parquet", old.select(old.column_names[::-1]))
+    write_run(tmp_path, record(run_id="new"))
     metrics = load_metrics([str(tmp_path)])
-    assert metrics.schema.names == METRICS.names
-    assert metrics["task_sha"].to_pylist() == [None]
+    assert metrics.schema.equals(METRICS)
+    assert dict(zip(metrics["run_id"].to_pylist(), metrics["store_reads"].to_pylist(), strict=True)) == {
+        "new": 208,
+        "old": None,
+    }
+    assert metrics["value"].to_pylist() == [0.5, 0.5]
+    searched = pa.table({"method": ["icl"], "trial": pa.array([0], pa.int32()), "value": [0.5]})
+    written(tmp_path / "search.parquet", searched)
+    found = load_searches([str(tmp_path)])
+    assert found.schema.equals(SEARCH)
+    assert (found["trial"].to_pylist(), found["runs"].to_pylist()) == ([0], [None])
+
+
+def test_types_that_mean_the_same_are_cast(tmp_path, record) -> None:
+    table = metric_table(record(), {"accuracy": 1.0}, n=3)
+    for name, kind in (("value", pa.int8()), ("n", pa.int32()), ("name", pa.large_string())):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, table[name].cast(kind))
+    written(tmp_path / "metrics.parquet", table)
+    assert read_table(open_storage(tmp_path), "metrics.parquet", METRICS).equals(
+        metric_table(record(), {"accuracy": 1.0}, n=3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "version", "said"),
+    [
+        ("joules", [3.5], "9.1", r"column 'joules' is not known to graft {own}; graft 9\.1 wrote it"),
+        ("joules", [3.5], None, r"column 'joules' is not known to graft {own}; another graft wrote it"),
+        ("seconds", ["long"], "9.1", r"column 'seconds' is string, which is no double as in graft {own}; graft 9\.1"),
+        ("n", [0.5], "9.1", r"column 'n' is double, which is no int64 as in graft {own}"),
+        ("seed", [{"data": 1}], "9.1", r"column 'seed' is struct<data: int64>, which is no int64"),
+    ],
+)
+def test_what_only_another_graft_understands_is_refused(tmp_path, record, name, values, version, said) -> None:
+    known = metric_table(record(run_id="r"), {"accuracy": 0.5}, n=3)
+    kept = known.drop_columns([name]) if name in known.column_names else known
+    path = tmp_path / "runs" / "r" / "metrics.parquet"
+    written(path, kept.append_column(name, pa.array(values)), version)
+    with pytest.raises(DataError) as caught:
+        load_metrics([str(tmp_path)])
+    message = str(caught.value)
+    assert re.match(re.escape(f"{path}: ") + said.format(own=re.escape(VERSION)), message)
+    assert message.endswith("read it with that one, or run the spec again in another --storage")
+    assert "\n" not in message
+
+
+def test_the_same_holds_for_searches_and_predictions(tmp_path, record) -> None:
+    write_run(tmp_path, record(run_id="r"))
+    told = {"id": ["a"], "target": ["yes"], "prediction": ["no"], "mood": [3]}
+    predictions = tmp_path / "runs" / "r" / "predictions.parquet"
+    written(predictions, pa.table({**told, "target_tokens": pa.array([2], pa.int8())}), "9.1")
+    found = load_predictions([str(tmp_path)], ["r"])
+    assert found is not None
+    # A task has columns of its own, so one that is not known is no reason to refuse.
+    assert found.to_pylist() == [{"run_id": "r", "id": "a", "target": "yes", "prediction": "no", "target_tokens": 2}]
+    written(predictions, pa.table({**told, "target_tokens": ["many"]}), "9.1")
+    with pytest.raises(
+        DataError, match=r"r/predictions\.parquet: column 'target_tokens' is string, .* graft 9\.1 wrote"
+    ):
+        load_predictions([str(tmp_path)], ["r"])
+    written(tmp_path / "search.parquet", pa.table({"method": ["icl"], "rung": [1]}), "9.1")
+    with pytest.raises(DataError, match=r"search\.parquet: column 'rung' is not known"):
+        load_searches([str(tmp_path)])
 
 
 @pytest.mark.parametrize("paths", [["nowhere"], [], ["."], ["file:///nowhere/at/all"]])

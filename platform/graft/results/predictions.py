@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyarrow import fs
 
-from graft.errors import SpecError
+from graft.errors import SpecError, StoreError
 from graft.results.outcomes import COLUMNS
-from graft.results.records import run_folders
+from graft.results.records import METRICS, PREDICTIONS, read_table, run_folders
 from graft.storage import exists, open_storage
 
 log = logging.getLogger(__name__)
@@ -31,6 +30,9 @@ def load_predictions(paths: Iterable[str], run_ids: Collection[str]) -> pa.Table
 
     Returns:
         Rows with `run_id` and the columns of `outcomes.COLUMNS` that are there; None where nothing is found.
+
+    Raises:
+        DataError: only another graft understands a table.
     """
     missing = set(run_ids)
     found: list[pa.Table] = []
@@ -47,19 +49,16 @@ def load_predictions(paths: Iterable[str], run_ids: Collection[str]) -> pa.Table
 
 def _taken(files: fs.FileSystem, folder: str, missing: set[str]) -> list[pa.Table]:
     """A folder's predictions of runs that are still missing; they are so no longer."""
-    path = f"{folder}/{FILE}".lstrip("/")
+    path, metrics = (f"{folder}/{name}".lstrip("/") for name in (FILE, "metrics.parquet"))
     if not missing or not exists(files, path):
         return []
     try:
-        with files.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream, page_checksum_verification=True)
-            table = file.read([name for name in COLUMNS if name in file.schema_arrow.names])
+        table = read_table(files, path, PREDICTIONS, others=True, columns=COLUMNS)
         if "run_id" not in table.column_names:
-            with files.open_input_file(f"{folder}/metrics.parquet".lstrip("/")) as stream:
-                run_id = pq.ParquetFile(stream).read(["run_id"])["run_id"][0]
+            run_id = read_table(files, metrics, METRICS)["run_id"][0]
             table = table.add_column(0, "run_id", pa.repeat(run_id, table.num_rows))
-    except (pa.ArrowException, OSError) as error:
-        log.warning("%s: damaged, so intervals do not cover the test items: %s", path, " ".join(str(error).split()))
+    except StoreError as error:
+        log.warning("%s: intervals do not cover the test items", error)
         return []
     table = table.filter(pc.is_in(table["run_id"], pa.array(sorted(missing), pa.string())))
     missing -= set(pc.unique(table["run_id"]).to_pylist())

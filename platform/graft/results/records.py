@@ -1,6 +1,7 @@
 """What is kept of a run: one Parquet row per metric, and reading runs back.
 
-`metrics.parquet` is written last, so its presence says that a run is done.
+`metrics.parquet` is written last, so its presence says that a run is done. Tables outlive the graft that wrote them:
+`read_table` brings an older one up to date and refuses what only another graft understands.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import json
 import logging
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from pyarrow import fs
 
 from graft.errors import DataError, StoreError, suggest
 from graft.results.ablations import FULL
-from graft.storage import children, exists, open_storage, read_bytes, write_atomic
+from graft.storage import children, exists, local_root, open_storage, write_atomic
 
 if TYPE_CHECKING:
     from graft.graph import Graph
@@ -67,6 +68,23 @@ METRICS = pa.schema(
     ]
 )
 """The columns of `metrics.parquet`."""
+
+PREDICTIONS = pa.schema(
+    [
+        ("run_id", pa.string()),  # in a sweep's table
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("target", pa.string()),
+        ("prediction", pa.string()),  # null where what was written cannot be read
+        ("target_log_probability", pa.float64()),
+        ("target_tokens", pa.int64()),
+    ]
+)
+"""The columns of `predictions.parquet` that mean the same in every task; beside them stand the task's and method's."""
+
+WRITER = b"graft"
+"""Key of the Parquet metadata that names the version of graft that wrote the file."""
 
 PACKAGES = ("torch", "transformers", "scikit-learn", "pyarrow", "numpy")
 """Packages whose versions may change a number."""
@@ -159,24 +177,43 @@ def failure_table(record: Record) -> pa.Table:
 
 
 def write_table(files: fs.FileSystem, path: str, table: pa.Table) -> None:
-    """Write a table as Parquet (zstd, page checksums) that is either absent or whole.
+    """Write a table as Parquet (zstd, page checksums) that is either absent or whole and says which graft wrote it.
 
     Raises:
         StoreError: the storage refuses.
     """
     sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), WRITER: _own_version()})
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     write_atomic(files, path, sink.getvalue())
 
 
-def read_table(files: fs.FileSystem, path: str) -> pa.Table:
-    """Read a table that `write_table` wrote, every page checked.
+def read_table(
+    files: fs.FileSystem,
+    path: str,
+    schema: pa.Schema | None = None,
+    others: bool = False,
+    columns: Collection[str] | None = None,
+) -> pa.Table:
+    """Read a table that some version of graft has written, every page checked.
+
+    Args:
+        files: the storage.
+        path: of the file in it.
+        schema: columns and types that this graft knows. Columns that an older graft did not write are null; None takes
+            the table as it is.
+        others: the table may have columns beside `schema`, and need not have all of it.
+        columns: read no others; None reads all.
 
     Raises:
         StoreError: the file is missing or damaged.
+        DataError: another graft wrote it, with a column that this one does not know or cannot read.
     """
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(files, path)), page_checksum_verification=True)
+        with files.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+            table = file.read(names)
         table.validate(full=True)
         table.schema.to_string()  # decodes what the footer says, which has no checksum
     except FileNotFoundError:
@@ -184,7 +221,46 @@ def read_table(files: fs.FileSystem, path: str) -> pa.Table:
     except (pa.ArrowException, OSError, UnicodeError) as error:
         reason = " ".join(str(error).split())
         raise StoreError(f"{path}: damaged: {reason}; delete its folder and give the same command again") from error
-    return table
+    return table if schema is None else _migrated(table, schema, others, _place(files, path))
+
+
+def _migrated(table: pa.Table, schema: pa.Schema, others: bool, place: str) -> pa.Table:
+    """The table as this graft would have written it."""
+    for name in () if others else table.column_names:
+        if name not in schema.names:
+            raise _refusal(table, place, f"column {name!r} is not known to")
+    for known in schema:
+        if known.name in table.column_names:
+            column = table[known.name]
+            try:
+                cast = column.cast(known.type)
+            except pa.ArrowException:
+                reason = f"column {known.name!r} is {column.type}, which is no {known.type} as in"
+                raise _refusal(table, place, reason) from None
+            table = table.set_column(table.column_names.index(known.name), known, cast)
+        elif not others:
+            table = table.append_column(known, pa.nulls(table.num_rows, known.type))
+    return table if others else table.select(schema.names)
+
+
+def _refusal(table: pa.Table, place: str, reason: str) -> DataError:
+    writer = (table.schema.metadata or {}).get(WRITER)
+    by = f"graft {writer.decode(errors='replace')}" if writer else "another graft"
+    return DataError(
+        f"{place}: {reason} graft {_own_version()}; {by} wrote it: read it with that one, or run the spec again in "
+        "another --storage"
+    )
+
+
+def _place(files: fs.FileSystem, path: str) -> str:
+    """A file's path for people: whole where it is on this machine."""
+    root = local_root(files) if isinstance(files, fs.SubTreeFileSystem) else None
+    return str(root / path) if root else path
+
+
+@functools.cache
+def _own_version() -> str:
+    return environment().get("graft", "that is not installed")
 
 
 def environment() -> dict[str, str]:
@@ -261,7 +337,7 @@ def load_metrics(paths: Iterable[str]) -> pa.Table:
     A run found twice is taken once, done rather than failed. Runs that are not done are skipped with a warning.
 
     Raises:
-        DataError: a path does not exist, or no run that is done is found.
+        DataError: a path does not exist, no run that is done is found, or only another graft understands a table.
         StoreError: a file is damaged.
     """
     paths = [str(path) for path in paths]
@@ -271,7 +347,7 @@ def load_metrics(paths: Iterable[str]) -> pa.Table:
         for folder in run_folders(files):
             name = f"{folder}/metrics.parquet".lstrip("/")
             if exists(files, name):
-                found.append(read_table(files, name))
+                found.append(read_table(files, name, METRICS))
             else:
                 skipped.append(f"{path}/{folder}".rstrip("/"))
     if skipped:
@@ -281,7 +357,7 @@ def load_metrics(paths: Iterable[str]) -> pa.Table:
             f"{', '.join(paths) or 'no path given'}: no run that is done is here; give run folders, sweep folders, "
             "or a storage folder that holds runs/"
         )
-    joined = _joined(found)
+    joined = pa.concat_tables(found)
     # What a search looked at is for choosing, not for comparing: its own table tells of it.
     return each_run_once(joined.filter(pc.not_equal(joined["split"].fill_null("test"), "validation")))
 
@@ -339,11 +415,3 @@ def run_folders(files: fs.FileSystem) -> list[str]:
     if {"spec.yaml", "sweep.yaml"} & set(names):
         return [""]
     return [name for name in names if exists(files, f"{name}/metrics.parquet")]
-
-
-def _joined(tables: list[pa.Table]) -> pa.Table:
-    try:
-        # Columns that an earlier version did not write are null.
-        return pa.concat_tables([METRICS.empty_table(), *tables], promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"these metrics hold columns of different kinds: {error}; leave out the odd one") from error

@@ -37,7 +37,12 @@ SEARCH = pa.schema(
 
 
 def load_searches(paths: Iterable[str]) -> pa.Table:
-    """What the sweeps in these folders have tried; no rows where none of them searched."""
+    """What the sweeps in these folders have tried; no rows where none of them searched.
+
+    Raises:
+        StoreError: a file is damaged.
+        DataError: only another graft understands a table.
+    """
     tables = [SEARCH.empty_table()]
     for path in paths:
         try:
@@ -45,7 +50,7 @@ def load_searches(paths: Iterable[str]) -> pa.Table:
         except SpecError:
             continue  # that it is not there is for the reader of the metrics to say
         if exists(files, FILE):
-            tables.append(read_table(files, FILE))
+            tables.append(read_table(files, FILE, SEARCH))
     return pa.concat_tables(tables)
 
 

@@ -18,7 +18,7 @@ from graft import runs
 from graft.execution import class_path
 from graft.graph import Graph, Node
 from graft.hashing import digest
-from graft.results.records import read_table
+from graft.results.records import METRICS, read_table
 
 ANSWER = ("prediction", "scores")
 """What is left of a row's columns at the end."""
@@ -88,7 +88,7 @@ def _served(files: fs.SubTreeFileSystem, folder: str, names: dict[str, str], dev
     devices.update((owner, spec.scaling.device) for owner in owners if owner not in devices)
     metrics = f"{folder}/metrics.parquet"
     return ServedRun(
-        run_id=read_table(files, metrics)["run_id"][0].as_py(),
+        run_id=read_table(files, metrics, METRICS)["run_id"][0].as_py(),
         created=int(files.get_file_info(metrics).mtime.timestamp()),
         files=files,
         folder=folder,

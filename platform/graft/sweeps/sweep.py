@@ -191,7 +191,7 @@ class _Sweep:
             return None
         if result.metrics["split"][0].as_py() == "test":
             self.results[run_id] = result
-        return result.values, result.metrics["seconds"][0].as_py()
+        return result.values, result.metrics["seconds"][0].as_py() or 0.0
 
     def _changed(self, run_id: str) -> None:
         self._count()

@@ -74,7 +74,7 @@ class GraftTrial(tune.Trainable):  # type: ignore[misc]
             return {"done": True, "error": runner.reason(error)}
         finally:
             self.store.flush()
-        return {"done": True, "metrics": result.values, "seconds": result.metrics["seconds"][0].as_py()}
+        return {"done": True, "metrics": result.values, "seconds": result.metrics["seconds"][0].as_py() or 0.0}
 
     def _plan(self, run_id: str) -> planning.Plan:
         experiment = Experiment.from_mapping(json.loads(self.config["experiment"]))
