@@ -104,9 +104,9 @@ def page(swept: Sequence[Path]) -> str:
 
 def silent(ladder: Path) -> float:
     """The share of test rows about which the teacher wrote nothing."""
-    texts = pq.read_table(ladder / "predictions.parquet")["rationale"].to_pylist()
-    known = [text for text in texts if text is not None]
-    return known.count("") / len(known)
+    rows = pq.read_table(ladder / "predictions.parquet", columns=["rationale", "rationale_whole"]).to_pylist()
+    asked = [row["rationale"] for row in rows if row["rationale_whole"] is not None]
+    return sum(not text for text in asked) / len(asked)
 
 
 def table_of(ladder: Ladder, compared: Mapping[str, Comparison]) -> list[str]:

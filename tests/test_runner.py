@@ -475,6 +475,7 @@ def test_programs_are_judged_and_what_judges_is_written_nowhere(
     result = Experiment.from_mapping(values).run(tmp_path)
     assert result.metric("pass_at_1", split) == 0.0
     assert set(result.predictions["target"].to_pylist()) == {"    return 1\n"}
+    assert result.predictions["passed"].to_pylist() == [False] * result.predictions.num_rows
     assert "checks" not in result.predictions.column_names
     saved = "".join(path.read_text() for path in Path(result.folder, "graph").rglob("*.json"))
     assert "return 1" in saved

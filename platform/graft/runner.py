@@ -29,6 +29,7 @@ from graft.errors import GraftError, ModelError, StoreError
 from graft.execution import Pool, Progress, no_progress, peak_memory_bytes, run_node
 from graft.graph import Context, Graph, Node, Trains
 from graft.methods.answering import Answer
+from graft.methods.fiat import READ
 from graft.models import recipes
 from graft.planning import Plan, plan
 from graft.pool import RayPool
@@ -150,6 +151,7 @@ def carry_out(
         for column in ("target", "group", "checks"):
             if column in test.column_names and column not in answers.column_names:
                 answers = answers.append_column(column, test[column])
+        answers = planned.experiment.task.marked(answers)
         answers = with_target_probabilities(answers, graph.nodes[-1], planned.dataset.labels)
         spent = _difference(costs(planned.models, store), before)
         record = _record(
@@ -277,8 +279,13 @@ def with_target_probabilities(answers: pa.Table, node: Node, labels: tuple[str, 
 
 
 def predictions(answers: pa.Table, inputs: Sequence[str], split: str = "test") -> pa.Table:
-    """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between."""
-    wanted = ["id", *inputs, "group", "target", "prediction", "written", "scores", "votes"]
+    """The columns of `predictions.parquet`: the row, its target, the answer, and the texts between, as they were read.
+
+    Of a student's rationale that is what it has read itself: of a control, not what the teacher wrote.
+    """
+    if READ in answers.column_names:
+        answers = answers.set_column(answers.column_names.index("rationale"), "rationale", answers[READ])
+    wanted = ["id", *inputs, "group", "target", "prediction", "written", "passed", "scores", "votes"]
     wanted += ["rationale", "rationale_whole", "demonstrations", "target_log_probability", "target_tokens"]
     # A graph may read the group or the rationale too.
     kept = answers.select([column for column in dict.fromkeys(wanted) if column in answers.column_names])

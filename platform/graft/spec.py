@@ -93,12 +93,20 @@ class Task(Section):
         """
         raise NotImplementedError
 
-    def judged(self, rows: "pa.Table") -> dict[str, float]:
-        """Metrics that only this task can tell, beside those of every classification or generation.
+    def marked(self, rows: "pa.Table") -> "pa.Table":
+        """The same rows with what only this task can tell of each answer, in columns that predictions keep.
 
         Args:
             rows: answered test rows: `id`, the inputs, `target`, `prediction` (null where it could not be read), and
                 the columns of the test rows that only judge.
+        """
+        return rows
+
+    def judged(self, rows: "pa.Table") -> dict[str, float]:
+        """Metrics that only this task can tell, beside those of every classification or generation.
+
+        Args:
+            rows: as `marked` gives them.
         """
         return {}
 

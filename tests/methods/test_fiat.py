@@ -16,7 +16,7 @@ from graft.errors import DataError, GraftError, ModelError, SpecError
 from graft.graph import Context, Graph
 from graft.methods.exemplars import exemplars
 from graft.models.model import Written
-from graft.runner import costs
+from graft.runner import costs, predictions
 from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.store import ColumnStore
@@ -334,6 +334,23 @@ class TestWhatTheStudentReads:
         assert set(student._shown({"rationale": text}).split()) <= {
             word for one in REASON.values() for word in one.split()
         }
+
+    @pytest.mark.parametrize("mode", ["teacher", "oracle", "answer_only", "corrupted"])
+    def test_predictions_keep_what_was_read(self, tiny_llama: Path, mode: str) -> None:
+        student = graph(tiny_llama, rationale=mode, corruption_rate=1.0).nodes[-1]
+        student = dataclasses.replace(student, labels=LABELS)
+        texts = ["It is snow. The answer is cold.", "", "It is snow, and"]
+        asked = pa.table({"id": ["a", "b", "c"], "text": ["snow", "ice", "sun"], "rationale": texts})
+        kept = predictions(Graph([student], student.reads).run(asked), ("text",))
+        assert kept.column_names == ["id", "split", "text", "prediction", "scores", "rationale"]
+        read = kept["rationale"].to_pylist()
+        for one, prompt in zip(read, student._prompts(student._template(), asked), strict=True):
+            assert f"\nExplanation: {one}\n" in prompt if one else "Explanation" not in prompt
+        if mode == "corrupted":
+            assert read[1] is None
+            assert all(one != other for one, other in zip(read, texts, strict=True))
+        else:
+            assert read == (["cold", None, None] if mode == "answer_only" else [texts[0], None, texts[2]])
 
     def test_another_rows(self, tiny_llama: Path) -> None:
         made = graph(tiny_llama, rationale="shuffled")

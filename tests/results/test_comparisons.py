@@ -1,9 +1,11 @@
 """From tables of metrics and predictions to verdicts."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from graft.arrays import answer_columns
@@ -105,6 +107,25 @@ def test_what_predictions_do_not_give_is_left_to_the_seeds(swept, caplog) -> Non
     with caplog.at_level(logging.WARNING):
         assert {found.interval().covers for found in outcomes(metrics, altered, "accuracy")} == {"seeds"}
     assert "predictions give another accuracy" in caplog.text
+
+
+def test_programs_that_pass_are_compared_as_answers_that_are_right(swept) -> None:
+    metrics, predictions = swept(GAINS[:3])
+    accuracies = metrics.filter(pc.equal(metrics["metric"], "accuracy"))
+    place = metrics.column_names.index("metric")
+    judged = accuracies.set_column(place, METRICS.field("metric"), pa.array(["pass_at_1"] * len(accuracies)))
+    passed = pc.equal(predictions["prediction"], predictions["target"])
+    programs = predictions.drop_columns(["scores"]).append_column("passed", passed)
+    found = compare_best(outcomes(judged, programs, "pass_at_1"))
+    expected = compare_best(outcomes(accuracies, predictions, "accuracy"))
+    assert [dataclasses.replace(one, metric="accuracy") for one in found] == expected
+    assert {len(one.mcnemar) for one in found} == {4}
+    assert {one.difference.covers for one in found} == {"seeds and items"}
+    # An older graft kept no verdicts: null beside those of others.
+    unknown = pc.if_else(pc.equal(programs["run_id"], programs["run_id"][0]), None, passed)
+    older = programs.set_column(programs.column_names.index("passed"), "passed", unknown)
+    intervals = [one.interval().covers for one in outcomes(judged, older, "pass_at_1")]
+    assert sorted(intervals) == ["seeds", "seeds and items", "seeds and items"]
 
 
 def test_every_arm_stands_against_the_strongest_baseline(swept) -> None:

@@ -44,7 +44,11 @@ def passed(task: ProgramTask, *answers: str | None) -> float:
     row = task.read().test.slice(0, 1)
     rows = pa.concat_tables([row] * len(answers))
     read = [parse(answer, task.parser) for answer in answers]
-    return task.judged(rows.append_column("prediction", pa.array(read, pa.string())))["pass_at_1"]
+    rows = rows.append_column("prediction", pa.array(read, pa.string()))
+    marked = task.marked(rows)
+    assert marked.drop_columns(["passed"]).equals(rows)
+    assert task.judged(marked)["pass_at_1"] == sum(marked["passed"].to_pylist()) / len(answers)
+    return task.judged(rows)["pass_at_1"]
 
 
 def test_problems_of_humaneval(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ Rationale = Literal["teacher", "none", "answer_only", "shuffled", "oracle", "sel
 
 TUNE = "Read the input and what is given with it, then answer."
 """The default tuning instruction: the same with a rationale and without."""
+READ = "rationale_read"
+"""Column of what a student has read in the rationale's place: null where it read none."""
 DONORS = 64
 """Rows whose rationales `shuffled` passes round."""
 
@@ -217,6 +219,18 @@ class Student(Tuned):
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
         """The row's input and its rationale."""
         return (*self.inputs, "rationale") if self.shows else self.inputs
+
+    @property
+    def writes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The answer, and what was read in the rationale's place."""
+        return (*super().writes, READ) if self.shows else super().writes
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        """The answer, and what was read in the rationale's place."""
+        answers = super().run(rows)
+        if not self.shows:
+            return answers
+        return answers.append_column(READ, pa.array([self._shown(row) for row in rows.to_pylist()], pa.string()))
 
     def _prompts(self, template: Template, rows: pa.Table) -> list[str]:
         return [

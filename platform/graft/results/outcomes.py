@@ -27,13 +27,16 @@ from graft.tasks.metrics import ROW_SCORES, log_losses, normalised, rarer_label,
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("run_id", "id", "group", "target", "prediction", "scores", "target_log_probability", "target_tokens")
+COLUMNS = (
+    *("run_id", "id", "group", "target", "prediction", "passed"),
+    *("scores", "target_log_probability", "target_tokens"),
+)
 """The columns of predictions that are looked at; the rest may be left out."""
 
-SHARES = ("accuracy", "exact_match", "f1", "parsed", "boolean_accuracy")
+SHARES = ("accuracy", "exact_match", "f1", "parsed", "boolean_accuracy", "pass_at_1")
 """Metrics that are means of a value between 0 and 1 that each item has."""
 
-UNIT = (*SHARES, "balanced_accuracy", "macro_f1", "auroc", "auc_pr", "ece", "pass_at_1")
+UNIT = (*SHARES, "balanced_accuracy", "macro_f1", "auroc", "auc_pr", "ece")
 """Metrics between 0 and 1: so are the limits of their intervals."""
 
 
@@ -59,7 +62,7 @@ def outcomes(metrics: pa.Table, predictions: pa.Table | None, metric: str, draws
 
     Resampled are the metrics of `graft.tasks.metrics`: means over rows as such, the others computed anew on every draw.
     A cell any of whose runs has no predictions here, or gives another value than its table holds, is left without
-    draws, with a warning: its interval is Student's t over seeds. So is a metric that only the task can judge.
+    draws, with a warning: its interval is Student's t over seeds.
 
     Args:
         metrics: rows of METRICS.
@@ -110,6 +113,8 @@ def run_metric(rows: pa.Table, metric: str, parser: str | None = None) -> Weight
         score = row_score(metric, parser)
         seen = {(target, answer): score(target, answer) for target, answer in set(pairs)}
         return np.array([seen[pair] for pair in pairs], np.float64)
+    if metric == "pass_at_1" and "passed" in names and not rows["passed"].null_count:
+        return rows["passed"].to_numpy().astype(np.float64)
     if metric == "perplexity" and {"target_log_probability", "target_tokens"} <= names:
         sums, tokens = (rows[name].to_numpy() for name in ("target_log_probability", "target_tokens"))
         return weighted.perplexity(sums, tokens)

@@ -45,14 +45,23 @@ class ProgramTask(Task):
         """Text."""
         return "text"
 
-    def judged(self, rows: pa.Table) -> dict[str, float]:
-        """`pass_at_1`: the share of rows whose program passes its tests, run in a sandbox.
+    def marked(self, rows: pa.Table) -> pa.Table:
+        """The rows with `passed`: whether the row's program passes its tests, run in a sandbox.
 
         Raises:
             DataError: programs cannot be run on this system.
         """
         outcomes = sandbox.run_all([self._job(row) for row in rows.to_pylist()], self.seconds)
-        return {"pass_at_1": sum(outcome.passed for outcome in outcomes) / len(outcomes)} if outcomes else {}
+        return rows.append_column("passed", pa.array([outcome.passed for outcome in outcomes], pa.bool_()))
+
+    def judged(self, rows: pa.Table) -> dict[str, float]:
+        """`pass_at_1`: the share of rows whose program passes its tests; run here where no column says so.
+
+        Raises:
+            DataError: programs cannot be run on this system.
+        """
+        passed = (rows if "passed" in rows.column_names else self.marked(rows))["passed"].to_pylist()
+        return {"pass_at_1": sum(passed) / len(passed)} if passed else {}
 
     def _job(self, row: Row) -> sandbox.Job:
         """The program of an answered row, and what it must pass."""
