@@ -190,8 +190,9 @@ class Sweep(Section):
     `{8: 10, 512: 3}`."""
     search: Search | None = None
     """Looks for the best setting of each arm before it is reported on; null takes the settings as written."""
-    margin: float = Field(0.01, gt=0)
-    """Two arms are called equivalent where their difference is certainly smaller, in the metric's own unit."""
+    margin: float | None = Field(None, gt=0)
+    """Two arms are called equivalent where their difference is certainly smaller, in the metric's own unit; null takes
+    0.01, of chrf 1, and calls no two perplexities equivalent."""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Who else is told of each run that is done; their packages are the extras `mlflow` and `wandb`."""
     trial: Trial = Trial()

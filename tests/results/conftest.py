@@ -215,7 +215,7 @@ def write_sweep(folder: Path, metrics: pa.Table, predictions: pa.Table | None = 
         write_table(files, "predictions.parquet", predictions)
     if searches is not None:
         write_table(files, "search.parquet", searches)
-    spec = {"name": "quickstart", "task": {"name": "reviews"}, "sweep": {"margin": 0.01, **sweep}, "runs": ["a", "b"]}
+    spec = {"name": "quickstart", "task": {"name": "reviews"}, "sweep": {"margin": None, **sweep}, "runs": ["a", "b"]}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
 
 

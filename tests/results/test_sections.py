@@ -16,6 +16,7 @@ from graft.results.predictions import load_predictions
 from graft.results.prices import Priced, front
 from graft.results.records import load_metrics, write_table
 from graft.results.report import gather, write_report
+from graft.results.resampling import DRAWS
 from graft.results.searches import expected_best, load_searches
 from graft.results.tables import summary
 from graft.results.words import limits, markdown_sentence, p_text, sentence, signed, strong
@@ -204,7 +205,7 @@ def test_the_search_is_that_of_its_table(whole_sweep, pages) -> None:
 def test_failures_and_provenance_come_last(pages) -> None:
     for text in pages:
         ending = text.split("Runs that failed")[-1]
-        for words in ("out of memory", "0" * 40, "abc123", "margin: 0.01", "torch 2.13.0"):
+        for words in ("out of memory", "0" * 40, "abc123", "margin: null", "torch 2.13.0"):
             assert words in ending
         assert "- a\n- b" not in ending  # the list of runs is no part of the spec
 
@@ -213,12 +214,38 @@ def test_a_margin_that_the_spec_states_is_the_reports(whole_sweep, tmp_path, ans
     from graft.results.provenance import load_plans, margin_of
 
     assert margin_of(load_plans([str(whole_sweep)])) is None
-    text = (whole_sweep / "sweep.yaml").read_text().replace("margin: 0.01", "margin: 0.3")
-    (tmp_path / "sweep.yaml").write_text(text)
-    plans = load_plans([str(tmp_path), str(whole_sweep)])
-    assert margin_of(plans) == 0.3
-    found = gather(answered[0], plans=plans).sections[0].differences
-    assert {one.margin for one in found} == {0.3}
+    told = gather(answered[0]).notes
+    assert any(
+        "smaller than the margin, 0.01 for accuracy, which is the default since no spec states" in one for one in told
+    )
+    for margin in (0.3, 0.01):  # the default too, where it is stated
+        text = (whole_sweep / "sweep.yaml").read_text().replace("margin: null", f"margin: {margin}")
+        (tmp_path / "sweep.yaml").write_text(text)
+        plans = load_plans([str(tmp_path), str(whole_sweep)])
+        assert margin_of(plans) == margin
+        page = gather(answered[0], plans=plans)
+        assert {one.margin for one in page.sections[0].differences} == {margin}
+        assert any(f"the margin of {margin} in the metric's unit, which the spec states" in one for one in page.notes)
+
+
+def test_the_page_says_how_many_draws_were_taken(answered, monkeypatch) -> None:
+    from graft.results import report
+
+    metrics, predictions = answered
+    metrics = metrics.filter(pc.is_in(metrics["metric"], pa.array(["accuracy", "log_loss"])))
+    taken = {}
+
+    def counted(metrics, predictions, metric, draws=DRAWS):
+        found = outcomes(metrics, predictions, metric, draws)
+        taken[metric] = {len(one.spread.draws_SB[0]) for one in found}
+        return found
+
+    monkeypatch.setattr(report, "outcomes", counted)
+    told = gather(metrics, predictions=predictions).notes
+    assert taken == {"accuracy": {2000}, "log_loss": {500}}
+    assert any(
+        "2,000 bootstrap draws of the predictions (500 for metrics beside a task's main one)" in one for one in told
+    )
 
 
 def test_predictions_are_read_where_they_are_and_no_more_of_them_than_needed(whole_sweep, tmp_path, answered) -> None:

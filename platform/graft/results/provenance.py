@@ -11,12 +11,12 @@ import yaml
 
 from graft.errors import SpecError, StoreError
 from graft.results.arms import Arm
-from graft.results.comparisons import BASELINES
+from graft.results.comparisons import BASELINES, Comparison
+from graft.results.resampling import DRAWS, DRAWS_BESIDE, LEAST_GROUPS
 from graft.results.shared import Shared
 from graft.results.tables import Cell
-from graft.results.words import numbers, plural
+from graft.results.words import names, numbers, plural
 from graft.storage import exists, open_storage, read_bytes
-from graft.swept import Sweep
 
 Run = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ class Plan:
     text: str
     """YAML, without the list of runs."""
     margin: float | None
-    """Of equivalence; None where the spec leaves it as it is."""
+    """Of equivalence, in the metric's unit; None where the spec states none."""
 
 
 def load_plans(paths: Iterable[str]) -> tuple[Plan, ...]:
@@ -54,9 +54,8 @@ def load_plans(paths: Iterable[str]) -> tuple[Plan, ...]:
             margin = (values.get("sweep") or {}).get("margin")
         except (OSError, AttributeError, yaml.YAMLError) as error:
             raise StoreError(f"{path}/sweep.yaml: damaged: {error}; give the sweep's command again") from error
-        own = None if margin == Sweep.model_fields["margin"].default else margin
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        found.append(Plan(text, own))
+        found.append(Plan(text, margin))
     return tuple(found)
 
 
@@ -138,20 +137,31 @@ def failures(runs: Sequence[Run]) -> tuple[Mapping[str, Any], ...]:
     )
 
 
-def notes(runs: Sequence[Run], cells: Sequence[Cell], margins: Iterable[float | None]) -> tuple[str, ...]:
-    """What the words mean, and what a reader must not read into the numbers."""
+def notes(
+    runs: Sequence[Run], cells: Sequence[Cell], differences: Sequence[Comparison], stated: float | None
+) -> tuple[str, ...]:
+    """What the words mean, and what a reader must not read into the numbers.
+
+    Args:
+        runs: all of them.
+        cells: of every metric.
+        differences: that the page shows.
+        stated: margin of equivalence that a spec states; None where none does.
+    """
     covers = {cell.interval.covers for cell in cells if cell.interval and cell.interval.low is not None}
-    known = sorted({margin for margin in margins if margin is not None})
-    margin = f" of {' or '.join(f'{margin:g}' for margin in known)} in the metric's unit" if known else ""
+    beside = len({(cell.task, cell.metric) for cell in cells}) > len({cell.task for cell in cells})
+    draws = f"{DRAWS:,} bootstrap draws of the predictions" + (
+        f" ({DRAWS_BESIDE:,} for metrics beside a task's main one)" if beside else ""
+    )
     found = []
     if cells and all(len(cell.values) <= 1 for cell in cells):
         found.append("One seed per cell: what another training would give is not known, so no order is established.")
     if any("items" in one or "groups" in one for one in covers):
         found.append(
             "An interval covers what the seeds change (the draw of the labelled examples, and the training) and which "
-            "test items happened to be drawn: seeds are joined by Student's t, items by 2,000 bootstrap draws of the "
-            "predictions (whole groups of them, where a task has six or more). It says where the mean of other seeds "
-            "on other items of the same kind would lie."
+            f"test items happened to be drawn: seeds are joined by Student's t, items by {draws}; whole groups of "
+            f"items are drawn where a task has {LEAST_GROUPS} or more. It says where the mean of other seeds on other "
+            "items of the same kind would lie."
         )
     if "seeds" in covers or not covers:
         found.append(
@@ -162,8 +172,8 @@ def notes(runs: Sequence[Run], cells: Sequence[Cell], margins: Iterable[float | 
     found += [
         "All comparisons are paired: same seeds, same test items. Better or worse: the corrected p is below 0.05 and "
         "the 95 % interval of the difference leaves out zero. Equivalent: the difference is shown to be smaller than "
-        f"the margin{margin} (two one-sided tests at 5 %). Undecided: neither; more seeds or test items would be "
-        "needed, and it does not mean that the two are alike.",
+        f"the margin{_margin(differences, stated)} (two one-sided tests at 5 %). Undecided: neither; more seeds or "
+        "test items would be needed, and it does not mean that the two are alike.",
         "p is that of a paired permutation test over test items, widened by the spread of the seeds; without "
         "predictions it is a paired t-test over seeds. Across the arms of a column it is corrected by Benjamini and "
         "Hochberg's method (of the differences called real, at most one in twenty is expected not to be), in a ladder "
@@ -179,6 +189,17 @@ def notes(runs: Sequence[Run], cells: Sequence[Cell], margins: Iterable[float | 
     if any((run["git_commit"] or "").endswith("-dirty") for run in runs):
         found.append("A commit marked -dirty had local changes: its code cannot be recovered from the commit alone.")
     return tuple(found)
+
+
+def _margin(differences: Sequence[Comparison], stated: float | None) -> str:
+    """Which margin was used, and who has set it."""
+    if stated is not None:
+        return f" of {stated:g} in the metric's unit, which the spec states (sweep.margin)"
+    used = {one.metric: one.margin for one in differences}
+    if not used:
+        return ""
+    said = [f"{'none' if margin is None else format(margin, 'g')} for {name}" for name, margin in sorted(used.items())]
+    return f", {names(said)}, which is the default since no spec states another (sweep.margin)"
 
 
 def _seeds(runs: Sequence[Run]) -> str:

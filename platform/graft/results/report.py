@@ -20,6 +20,7 @@ from graft.results.outcomes import Outcome, outcomes
 from graft.results.predictions import load_predictions
 from graft.results.provenance import Plan, load_plans
 from graft.results.records import COSTS, load_metrics
+from graft.results.resampling import DRAWS_BESIDE
 from graft.results.searches import load_searches
 from graft.results.sections import Section, named_searches, section, with_intervals
 from graft.results.shared import Shared, load_shared
@@ -36,9 +37,6 @@ from graft.results.tables import (
     summary,
 )
 from graft.storage import open_storage, write_atomic
-
-DRAWS_BESIDE = 500
-"""Draws of items for metrics beside a task's main one: the ends of an interval then vary by 6 % of its half-width."""
 
 COSTS_NOTE = (
     "Means over the runs that are done, of what each run itself spent. What the sweep computed once for all its runs "
@@ -131,7 +129,7 @@ def gather(
         failures=provenance.failures(runs),
         made_with=provenance.made_with(runs, metrics),
         plans=tuple(plans),
-        notes=provenance.notes(runs, cells, (one.margin for part in sections for one in part.differences)),
+        notes=provenance.notes(runs, cells, [one for part in sections for one in part.differences], margin),
     )
 
 

@@ -33,6 +33,9 @@ from graft.seeds import generator
 DRAWS = 2000
 """Draws of items; the ends of a 95 % interval then vary by 3 % of its half-width, its standard error by 1.6 %."""
 
+DRAWS_BESIDE = 500
+"""Draws of items for metrics beside a task's main one: the ends of an interval then vary by 6 % of its half-width."""
+
 LEAST_GROUPS = 6
 """Fewer groups are no clusters: 2^5 sign flips, for one, never reach p = 0.05."""
 
