@@ -27,9 +27,10 @@ from pyarrow import fs
 from graft import hashing, runs
 from graft.errors import GraftError, ModelError, StoreError
 from graft.execution import Pool, Progress, no_progress, peak_memory_bytes, run_node
-from graft.graph import Context, Graph, Node, Trains
+from graft.graph import Graph
 from graft.methods.answering import Answer
 from graft.models import recipes
+from graft.node import Context, Node, Trains
 from graft.planning import Plan, plan
 from graft.pool import RayPool
 from graft.results.records import Record, Result, environment, git_commit, metric_table, test_values, write_table

@@ -13,9 +13,10 @@ import torch
 
 from graft import models
 from graft.errors import DataError, GraftError, ModelError, SpecError
-from graft.graph import Context, Graph
+from graft.graph import Graph
 from graft.methods.exemplars import exemplars
 from graft.models.model import Written
+from graft.node import Context
 from graft.runner import costs
 from graft.spec import Experiment
 from graft.storage import open_storage

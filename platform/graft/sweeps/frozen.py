@@ -15,7 +15,7 @@ import pyarrow as pa
 from graft import planning, runner
 from graft.errors import GraftError
 from graft.execution import Pool, Progress, run_node
-from graft.graph import Node
+from graft.node import Node
 from graft.results.shared import Shared
 from graft.store import ColumnStore
 
