@@ -15,7 +15,7 @@ LAYERS = (
     {"methods", "crew", "pool", "estimators"},
     {"results", "pretraining", "training"},
     {"planning"},
-    {"runner", "runs"},
+    {"runner", "runs", "costs"},
     {"sweeps", "serving", "prediction", "diagnosis"},
     {"terminal"},
     {"cli"},
