@@ -11,11 +11,11 @@ HOUSE = ROOT / "platform" / "graft"
 LAYERS = (
     {"spec", "sections", "specfile", "swept", "errors", "hashing", "seeds", "storage", "arrays"},
     {"models", "store", "cluster"},
-    {"graph", "execution", "tasks"},
+    {"graph", "node", "execution", "tasks"},
     {"methods", "crew", "pool", "estimators"},
     {"results", "pretraining", "training"},
     {"planning"},
-    {"runner", "runs"},
+    {"runner", "runs", "costs"},
     {"sweeps", "serving", "prediction", "diagnosis"},
     {"terminal"},
     {"cli"},

@@ -1,4 +1,8 @@
-"""The command line as a user meets it: real processes, exit codes, one-line errors."""
+"""The command line as a user meets it: exit codes, one-line errors, and what ends up in the folder.
+
+What depends on the process (its end, its signals, its exit code) is tested on one of its own; the rest in this one,
+which has imported already what a new one takes seconds for.
+"""
 
 import json
 import os
@@ -7,10 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import csv, parquet
+
+from graft import cli
 
 GRAFT = [sys.executable, "-m", "graft.cli"]
 
@@ -34,6 +42,23 @@ sweep:
 
 def graft(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*GRAFT, *words], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Carries out a command line in this process, in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def carry_out(*words: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = cli.carry_out(words)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return carry_out
 
 
 @pytest.fixture
@@ -76,53 +101,53 @@ def test_the_process_ends_without_being_unloaded_and_keeps_its_exit_code(tmp_pat
         assert answer.stdout or answer.stderr  # nothing that was printed is lost
 
 
-def test_run_report_predict_ls_show_from_an_empty_folder(desk: Path) -> None:
+def test_run_report_predict_ls_show_from_an_empty_folder(desk: Path, here: Command) -> None:
     ran = graft("run", "spec.yaml", cwd=desk)
     assert ran.returncode == 0, ran.stderr
     assert "accuracy" in ran.stdout
     (run,) = (desk / "runs").iterdir()
-    assert graft("run", "spec.yaml", cwd=desk).stdout == ran.stdout
+    assert here("run", "spec.yaml").stdout == ran.stdout
 
     (desk / "new.csv").write_text("text\na text about rain\n\na text about bread\n".replace("\n\n", "\n"))
     answered = graft("predict", run.name, "new.csv", "-o", "out.csv", cwd=desk)
     assert answered.returncode == 0, answered.stderr
     table = csv.read_csv(desk / "out.csv")
     assert table.column_names[:3] == ["id", "text", "prediction"]
-    assert graft("predict", str(run), "new.csv", "-o", "out.jsonl", cwd=desk).returncode == 0
+    assert here("predict", str(run), "new.csv", "-o", "out.jsonl").returncode == 0
     lines = [json.loads(line) for line in (desk / "out.jsonl").read_text().splitlines()]
     assert [line["prediction"] for line in lines] == table["prediction"].to_pylist()
 
-    listed = graft("ls", cwd=desk)
+    listed = here("ls")
     assert run.name in listed.stdout
     assert "done" in listed.stdout
-    assert "embed(" in graft("ls", "--store", cwd=desk).stdout
-    shown = graft("show", run.name, cwd=desk)
+    assert "embed(" in here("ls", "--store").stdout
+    shown = here("show", run.name)
     assert "classifier: centroid" in shown.stdout
     assert "accuracy" in shown.stdout
-    reported = graft("report", ".", cwd=desk)
+    reported = here("report", ".")
     assert reported.returncode == 0, reported.stderr
     assert (desk / "report.html").exists()
 
 
-def test_predict_answers_the_test_rows_as_the_run_did(desk: Path) -> None:
-    graft("run", "spec.yaml", cwd=desk)
+def test_predict_answers_the_test_rows_as_the_run_did(desk: Path, here: Command) -> None:
+    here("run", "spec.yaml")
     (run,) = (desk / "runs").iterdir()
     expected = parquet.read_table(run / "predictions.parquet")
     parquet.write_table(expected.select(["id", "text"]), desk / "test.parquet")
-    assert graft("predict", run.name, "test.parquet", "-o", "out.parquet", cwd=desk).returncode == 0
+    assert here("predict", run.name, "test.parquet", "-o", "out.parquet").returncode == 0
     answers = parquet.read_table(desk / "out.parquet")
     assert answers.select(["id", "prediction"]).equals(expected.select(["id", "prediction"]))
 
 
-def test_dry_run_and_validate_show_and_run_nothing(desk: Path) -> None:
-    dry = graft("run", "spec.yaml", "regime.examples=14", "--dry-run", cwd=desk)
+def test_dry_run_and_validate_show_and_run_nothing(desk: Path, here: Command) -> None:
+    dry = here("run", "spec.yaml", "regime.examples=14", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "examples: 14" in dry.stdout
     assert "─► embed(" in dry.stdout
     assert "resources" in dry.stdout
-    assert graft("validate", "spec.yaml", cwd=desk).returncode == 0
+    assert here("validate", "spec.yaml").returncode == 0
     assert not (desk / "runs").exists()
-    assert "18" in graft("validate", "sweep.yaml", cwd=desk).stdout
+    assert "18" in here("validate", "sweep.yaml").stdout
 
 
 BAD_ROWS = {
@@ -154,7 +179,9 @@ BAD_ROWS = {
         (["spec.yaml", "--store-limit", "lots"], "--store-limit"),
     ],
 )
-def test_wrong_input_is_one_line_with_the_cure_and_exit_code_2(desk: Path, words: list[str], expected: str) -> None:
+def test_wrong_input_is_one_line_with_the_cure_and_exit_code_2(
+    desk: Path, here: Command, words: list[str], expected: str
+) -> None:
     for name, text in BAD_ROWS.items():
         (desk / name).write_text(text)
     for folder, weights in (("model-a", None), ("model-b", "pytorch_model.bin")):
@@ -162,7 +189,7 @@ def test_wrong_input_is_one_line_with_the_cure_and_exit_code_2(desk: Path, words
         (desk / folder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
         if weights:
             (desk / folder / weights).write_bytes(b"\x80\x04.")
-    answer = graft("run", *words, cwd=desk)
+    answer = here("run", *words)
     assert answer.returncode == 2, answer.stderr
     lines = answer.stderr.strip().splitlines()
     assert len(lines) == 1, answer.stderr
@@ -171,34 +198,34 @@ def test_wrong_input_is_one_line_with_the_cure_and_exit_code_2(desk: Path, words
     assert list(desk.glob("runs/*")) == []
 
 
-def test_a_spec_with_a_sweep_is_swept_and_one_without_is_run(desk: Path) -> None:
-    ran = graft("run", "sweep.yaml", cwd=desk)
+def test_a_spec_with_a_sweep_is_swept_and_one_without_is_run(desk: Path, here: Command) -> None:
+    ran = here("run", "sweep.yaml")
     assert ran.returncode == 2
     assert ran.stderr == "error: sweep.yaml: this spec has a sweep; carry it out with: graft sweep sweep.yaml\n"
-    swept = graft("sweep", "spec.yaml", cwd=desk)
+    swept = here("sweep", "spec.yaml")
     assert swept.returncode == 2
     assert swept.stderr == "error: spec.yaml: this spec has no sweep; carry it out with: graft run spec.yaml\n"
-    dry = graft("sweep", "sweep.yaml", "--dry-run", cwd=desk)
+    dry = here("sweep", "sweep.yaml", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "18 runs" in dry.stdout
     ladder = "sweep={ablations: {ladder: [method.classifier=knn, regime.examples=16]}, seeds: 2}"
-    rungs = graft("sweep", "sweep.yaml", ladder, "--dry-run", cwd=desk).stdout
+    rungs = here("sweep", "sweep.yaml", ladder, "--dry-run").stdout
     assert "ablations  ladder\n           full: 2 runs\n           1 method.classifier=knn: 2 runs\n" in rungs
     assert "6 runs" in rungs
     assert not (desk / "runs").exists()
 
 
-def test_a_sweep_from_an_empty_folder_and_once_more(desk: Path) -> None:
+def test_a_sweep_from_an_empty_folder_and_once_more(desk: Path, here: Command) -> None:
     swept = graft("sweep", "sweep.yaml", cwd=desk)
     assert swept.returncode == 0, swept.stderr
     assert "probe classifier=ridge" in swept.stdout
     (report,) = (desk / "sweeps").glob("*/report.html")
     assert f"report: {report}" in swept.stdout.replace("\n", "")
-    again = graft("sweep", "sweep.yaml", cwd=desk)
+    again = here("sweep", "sweep.yaml")
     assert again.stdout == swept.stdout
     assert "18 of 18 runs are done already" in again.stderr
     # Nothing is missing, so no cluster is asked for, not even one that is not there.
-    assert graft("sweep", "sweep.yaml", "--address", "127.0.0.1:1", cwd=desk).returncode == 0
+    assert here("sweep", "sweep.yaml", "--address", "127.0.0.1:1").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -209,15 +236,19 @@ def test_a_sweep_from_an_empty_folder_and_once_more(desk: Path) -> None:
         ("nowhere", 2, "give host:port of a head node"),
     ],
 )
-def test_an_address_without_a_cluster_is_one_line(desk: Path, address: str, code: int, expected: str) -> None:
-    answer = graft("sweep", "sweep.yaml", "--address", address, cwd=desk)
+def test_an_address_without_a_cluster_is_one_line(
+    desk: Path, here: Command, address: str, code: int, expected: str
+) -> None:
+    answer = here("sweep", "sweep.yaml", "--address", address)
     assert answer.returncode == code
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
     assert expected in line
     assert not (desk / "runs").exists()
 
 
-def test_a_failed_member_is_a_row_and_the_exit_code_says_so(desk: Path, tiny_llama: Path) -> None:
+def test_a_failed_member_is_a_row_and_the_exit_code_says_so(
+    desk: Path, here: Command, tiny_llama: Path, ray_cluster: Any
+) -> None:
     values = SPEC.replace("method: {name: probe, classifier: centroid}", "").replace("encoder: {source: MODEL}", "")
     sweep = f"""
 sweep:
@@ -226,7 +257,7 @@ sweep:
     models: [{{encoder: {{source: {tiny_llama}}}, base: {{source: {tiny_llama}}}}}]
 """
     (desk / "mixed.yaml").write_text(values + sweep)
-    answer = graft("sweep", "mixed.yaml", cwd=desk)
+    answer = here("sweep", "mixed.yaml")
     assert answer.returncode == 1, answer.stderr
     (folder,) = (desk / "sweeps").iterdir()
     rows = parquet.read_table(folder / "metrics.parquet").to_pylist()

@@ -13,7 +13,8 @@ import pytest
 from graft import models
 from graft.errors import DataError, GraftError, ModelError, SpecError
 from graft.execution import Progress, run_node
-from graft.graph import Context, Graph, Node
+from graft.graph import Graph
+from graft.node import Context, Node
 from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.store import ColumnStore

@@ -21,8 +21,8 @@ from graft.arrays import matrix
 from graft.cluster import Cluster
 from graft.errors import ClusterError, ModelError
 from graft.execution import run_node
-from graft.graph import Node
 from graft.methods.embed import Embed
+from graft.node import Node
 from graft.pool import RayPool
 from graft.spec import Experiment
 from graft.storage import open_storage

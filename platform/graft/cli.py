@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -302,8 +303,26 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * units[found[2]])
 
 
+def carry_out(words: Sequence[str] | None = None) -> int:
+    """Carry out a command line (None: this process's own), and give its exit code.
+
+    Errors that graft raises on purpose are lines, not tracebacks.
+    """
+    try:
+        app(args=words)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except GraftError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        pass
+    return 0
+
+
 def main() -> None:
-    """Run the command line; errors that graft raises on purpose are lines, not tracebacks."""
+    """The process of the command line."""
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is not worth a traceback
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
@@ -311,16 +330,7 @@ def main() -> None:
     status = 1
     # First registered, last called: what other modules do at exit is done by then.
     atexit.register(lambda: _leave(status))
-    try:
-        app()
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except GraftError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        status = error.exit_code
-    except BrokenPipeError:
-        status = 0
+    status = carry_out()
     sys.exit(status)
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from graft.errors import ClusterError, GraftError, ModelError, to_words
 from graft.execution import computed
-from graft.graph import Node
+from graft.node import Node
 from graft.store import ColumnStore
 
 log = logging.getLogger(__name__)

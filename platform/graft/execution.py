@@ -15,7 +15,7 @@ from graft.errors import DataError, GraftError
 from graft.store import ColumnStore
 
 if TYPE_CHECKING:
-    from graft.graph import Node
+    from graft.node import Node
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, rows done, and rows in all."""

@@ -24,7 +24,7 @@ from graft.cluster import Cluster, check_shared, connect
 from graft.crew import KEY, Crew, Work, distinct_handles
 from graft.errors import ClusterError, from_words
 from graft.execution import Progress
-from graft.graph import Node
+from graft.node import Node
 from graft.store import ColumnStore
 
 log = logging.getLogger(__name__)

@@ -18,22 +18,23 @@ import traceback
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from graft import hashing, runs
+from graft import costs, runs
 from graft.errors import GraftError, ModelError, StoreError
-from graft.execution import Pool, Progress, no_progress, peak_memory_bytes, run_node
-from graft.graph import Context, Graph, Node, Trains
+from graft.execution import Pool, Progress, no_progress, run_node
+from graft.graph import Graph
 from graft.methods.answering import Answer
 from graft.methods.fiat import READ
 from graft.models import recipes
+from graft.node import Context, Node, Trains
 from graft.planning import Plan, plan
 from graft.pool import RayPool
-from graft.results.records import Record, Result, environment, git_commit, metric_table, test_values, write_table
+from graft.results.records import Record, Result, metric_table, test_values, write_table
 from graft.seeds import fresh_streams
 from graft.spec import Experiment
 from graft.storage import (
@@ -140,7 +141,7 @@ def carry_out(
         log.info("%s begins: %s", planned.run_id, planned.experiment.model_dump_json())
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
         began = time.perf_counter()
-        before = costs(planned.models, store)
+        before = costs.so_far(planned.models, store)
         test = _frozen_beginning(planned, store, progress, pool)
         train = _Train(planned.experiment, files, folder, progress, together, worst)
         context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train)
@@ -153,10 +154,8 @@ def carry_out(
                 answers = answers.append_column(column, test[column])
         answers = planned.experiment.task.marked(answers)
         answers = with_target_probabilities(answers, graph.nodes[-1], planned.dataset.labels)
-        spent = _difference(costs(planned.models, store), before)
-        record = _record(
-            planned, graph, spent, answers, time.perf_counter() - began + train.earlier_seconds, train.peak
-        )
+        seconds = time.perf_counter() - began + train.earlier_seconds
+        record = costs.record(planned, graph, before, store, answers, seconds, train.peak)
         table = _metric_rows(record, answers, planned)
         if train.curves:
             write_table(files, f"{folder}/training.parquet", pa.concat_tables(train.curves))
@@ -292,83 +291,9 @@ def predictions(answers: pa.Table, inputs: Sequence[str], split: str = "test") -
     return kept.add_column(1, "split", pa.array([split] * answers.num_rows))
 
 
-def _record(
-    planned: Plan, graph: Graph, costs: Mapping[str, Any], answers: pa.Table, seconds: float, peak: int
-) -> Record:
-    handles = planned.models
-    trained = sum(node.parameters_trained() for node in graph.nodes)
-    added = sum(node.parameters_added() for node in graph.nodes)
-    cut = [name for name in answers.column_names if name.endswith("_tokens_cut")]
-    return Record(
-        **_head(planned),
-        prompt_sha=hashing.digest(planned.template.sha, getattr(planned.experiment.method, "instruction", None)),
-        device=next((str(handle.device) for handle in handles.values()), "cpu"),
-        seconds=seconds,
-        texts_cut=sum(int(np.count_nonzero(answers[name])) for name in cut),
-        rationales_cut=_count_false(answers, "rationale_whole"),
-        peak_memory_bytes=max(peak, peak_memory_bytes()),
-        parameters_trainable=trained,
-        parameters_total=added + sum(handle.parameters for handle in handles.values()),
-        **costs,
-    )
-
-
-def _count_false(answers: pa.Table, name: str) -> int:
-    return answers.num_rows - sum(answers[name].to_pylist()) if name in answers.column_names else 0
-
-
-def failure(planned: Plan, error: str) -> Record:
-    """The record of a planned experiment that could not be carried out."""
-    return Record(**_head(planned), error=error)
-
-
 def reason(error: BaseException) -> str:
     """Why a run failed, as its record says it."""
     return str(error) if isinstance(error, GraftError) else "".join(traceback.format_exception_only(error)).strip()
-
-
-def _head(planned: Plan) -> dict[str, Any]:
-    """What a record says of an experiment whether or not it could be carried out."""
-    experiment = planned.experiment
-    assert experiment.method is not None
-    return {
-        "run_id": planned.run_id,
-        "name": experiment.name,
-        "method": experiment.method.name,
-        "task": experiment.task.name,
-        "examples": planned.examples.num_rows,
-        "seed": experiment.regime.seed,
-        "spec": experiment.to_mapping(),
-        "task_sha": planned.dataset.fingerprint,
-        "equal_inputs": planned.dataset.equal_inputs,
-        "models": {
-            role: {"source": handle.source.source, "fingerprint": handle.fingerprint}
-            for role, handle in planned.models.items()
-        },
-        "versions": _environment(),
-        "git_commit": _git_commit(),
-    }
-
-
-# Neither changes while the process lives, and git is a process of its own.
-_environment = functools.cache(environment)
-_git_commit = functools.cache(git_commit)
-
-
-def costs(handles: Mapping[str, Any], store: ColumnStore | None) -> dict[str, int]:
-    """What these models have computed and this store has given so far; a run's own costs are a difference."""
-    distinct = {id(handle): handle for handle in handles.values()}.values()
-    return {
-        "tokens": sum(handle.usage.tokens for handle in distinct),
-        "forward_passes": sum(handle.usage.forward_passes for handle in distinct),
-        "store_reads": store.reads if store else 0,
-        "teacher_calls": store.tallies["teacher_calls"] if store else 0,
-        "teacher_reads": store.tallies["teacher_reads"] if store else 0,
-    }
-
-
-def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    return {name: after[name] - before[name] for name in after}
 
 
 def _save_graph(graph: Graph, files: fs.SubTreeFileSystem, folder: str) -> None:

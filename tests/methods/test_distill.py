@@ -8,8 +8,8 @@ import pytest
 
 from graft import Experiment, models, planning
 from graft.errors import SpecError
-from graft.graph import Context
 from graft.methods.distill import Distilled
+from graft.node import Context
 from graft.storage import open_storage
 from graft.store import ColumnStore
 from graft.training import prepare

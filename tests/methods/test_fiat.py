@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from graft import models
+from graft.costs import so_far
 from graft.errors import DataError, GraftError, ModelError, SpecError
-from graft.graph import Context, Graph
+from graft.graph import Graph
 from graft.methods.exemplars import exemplars
 from graft.models.model import Written
-from graft.runner import costs, predictions
+from graft.node import Context
+from graft.runner import predictions
 from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.store import ColumnStore
@@ -182,10 +184,10 @@ class TestTeacher:
         for place, expected in enumerate([(24, 0), (0, 24)]):
             wanted = spec(tiny_llama, training={"seed": place, "max_steps": 1})
             made = wanted.method.graph(TASK, DATA, {"teacher": handle, "student": handle})
-            before = costs({}, store)
+            before = so_far({}, store)
             first = Graph(made.nodes[:1], made.inputs)
             first.run(DATA.train.select(["id", "text"]), store)
-            after = costs({}, store)
+            after = so_far({}, store)
             distinct = len(set(DATA.train["text"].to_pylist()))
             found = tuple(after[name] - before[name] for name in ("teacher_calls", "teacher_reads"))
             assert found == tuple(distinct if count else 0 for count in expected)

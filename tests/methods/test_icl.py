@@ -12,8 +12,9 @@ import transformers
 from graft import models
 from graft.arrays import score_matrix
 from graft.errors import ModelError, SpecError
-from graft.graph import Context, Graph
+from graft.graph import Graph
 from graft.methods.completing import CONTENT_FREE, Complete
+from graft.node import Context
 from graft.spec import Experiment
 from graft.tasks.dataset import Dataset
 

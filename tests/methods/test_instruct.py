@@ -8,8 +8,8 @@ import pytest
 
 from graft import Experiment, models, planning
 from graft.errors import DataError, SpecError
-from graft.graph import Context
 from graft.methods.instruct import Instructed
+from graft.node import Context
 from graft.tasks.regimes import draw
 
 OWN = [(f"snow {i}", "cold") if i % 2 else (f"sun {i}", "warm") for i in range(30)]

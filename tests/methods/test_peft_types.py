@@ -5,6 +5,7 @@ A type that is new in PEFT fails here until it has fields in TYPES, or a reason 
 
 import functools
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +123,26 @@ PAIRS = [
 ]
 EVERY = pytest.mark.parametrize(("kind", "model"), PAIRS, indirect=["model"])
 FIRST = dict(reversed([one.values for one in PAIRS]))
-SOME = pytest.mark.parametrize(
-    ("kind", "model"),
-    [
-        pytest.param(*one.values, id=one.id, marks=[] if FIRST[one.values[0]] == one.values[1] else pytest.mark.long)
-        for one in PAIRS
-    ],
-    indirect=["model"],
-)
-"""Each type with one model; with the others only in `make test-long`."""
+USUAL = ("ADALORA", "IA3", "LORA", "P_TUNING", "POLY", "PREFIX_TUNING", "SHIRA", "TRAINABLE_TOKENS", "XLORA")
+"""One of each way to change a model, and each that graft treats in a way of its own."""
+
+
+def tried(kinds: Container[str]) -> pytest.MarkDecorator:
+    """Each of these types with one model; all else in `make test-long`."""
+    return pytest.mark.parametrize(
+        ("kind", "model"),
+        [
+            pytest.param(
+                kind, model, id=one.id, marks=[] if model == FIRST[kind] and kind in kinds else pytest.mark.long
+            )
+            for one in PAIRS
+            for kind, model in [one.values]
+        ],
+        indirect=["model"],
+    )
+
+
+SOME, FEW = tried(TYPES), tried(USUAL)
 slow = pytest.mark.slow
 
 
@@ -183,7 +195,7 @@ def test_it_learns_and_leaves_the_frozen_model_alone(kind: str, model: Path, fit
 
 
 @slow
-@SOME
+@FEW
 def test_saved_it_answers_the_same_here_and_in_peft(kind: str, model: Path, fitted: Any, tmp_path: Path) -> None:
     done: Fitted = fitted(kind, model)
     done.after.save(tmp_path)
@@ -200,7 +212,7 @@ def test_saved_it_answers_the_same_here_and_in_peft(kind: str, model: Path, fitt
 
 
 @slow
-@SOME
+@FEW
 def test_caches_batches_and_what_follows_change_nothing(
     kind: str, model: Path, fitted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +232,7 @@ def test_caches_batches_and_what_follows_change_nothing(
 
 
 @slow
-@SOME
+@FEW
 def test_it_writes_what_it_finds_most_likely(kind: str, model: Path, fitted: Any) -> None:
     speaker = fitted(kind, model).node.speaker
     prompts = ["Input: ice\nLabel:", "Input: the sun\nLabel:", "Input: hot\nLabel:"]
@@ -228,7 +240,7 @@ def test_it_writes_what_it_finds_most_likely(kind: str, model: Path, fitted: Any
 
 
 @slow
-@SOME
+@FEW
 def test_the_seed_decides_and_a_kill_does_not(
     kind: str, model: Path, fitted: Any, adapter: Any, tmp_path: Path
 ) -> None:

@@ -15,9 +15,9 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from graft import models
 from graft.arrays import score_matrix, vector_column
-from graft.graph import Context
 from graft.methods import probe
 from graft.methods.probe import LOGISTIC_C, RIDGE_ALPHAS, Classify
+from graft.node import Context
 from graft.spec import Experiment
 from graft.tasks.regimes import folds
 

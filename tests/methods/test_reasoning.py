@@ -12,8 +12,9 @@ import pytest
 from graft import models
 from graft.arrays import score_matrix
 from graft.errors import DataError, SpecError
-from graft.graph import Context, Graph
+from graft.graph import Graph
 from graft.methods.reasoning import STEP_BY_STEP, Reason, RetrieveAuto, drawing
+from graft.node import Context
 from graft.tasks.dataset import Dataset
 from graft.tasks.templates import concluding
 

@@ -19,12 +19,13 @@ import transformers
 from graft import models
 from graft.arrays import vector_column
 from graft.errors import ModelError, SpecError
-from graft.graph import Context, Graph
+from graft.graph import Graph
 from graft.methods.bm25 import Bm25, words
 from graft.methods.epr import RetrieveEpr
 from graft.methods.ordering import DIGITS, Imagine, RetrieveOrdered, entropies, permutations
 from graft.methods.retrieving import Retrieve, RetrieveBm25, RetrieveSimilar
 from graft.models.model import Candidates, Model
+from graft.node import Context
 from graft.spec import Experiment, ModelSource
 from graft.storage import open_storage
 from graft.store import ColumnStore

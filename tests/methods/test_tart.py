@@ -13,10 +13,10 @@ import graft
 from graft import planning, runner
 from graft.arrays import score_matrix, vector_column
 from graft.errors import DataError, ModelError, SpecError
-from graft.graph import Context
 from graft.models.heads.hybrid import HybridHead
 from graft.models.heads.tart import TartHead
 from graft.models.in_context import InContext
+from graft.node import Context
 from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.store import ColumnStore

@@ -14,8 +14,8 @@ import transformers
 
 from graft import models
 from graft.errors import ModelError, SpecError
-from graft.graph import Context
 from graft.models.objective import NO_TARGET, NextTokenLoss, batch_of
+from graft.node import Context
 from graft.spec import Experiment
 from graft.tasks.dataset import Dataset
 from graft.tasks.metrics import perplexity

@@ -14,9 +14,10 @@ from pyarrow import fs
 
 from graft import models, training
 from graft.arrays import score_matrix
-from graft.graph import Context, Graph
+from graft.graph import Graph
 from graft.hashing import digest
 from graft.models import loading
+from graft.node import Context
 from graft.spec import Experiment
 from graft.tasks.dataset import Dataset
 from graft.training.loop import Loop

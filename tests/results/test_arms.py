@@ -39,6 +39,17 @@ def test_nested_settings_and_those_that_only_some_have_are_named(record) -> None
     ]
 
 
+def test_what_follows_from_the_kind_of_an_adapter_is_not_named(record) -> None:
+    lora, prefix = {"peft_type": "LORA", "r": 8}, {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 16}
+    runs = [record("peft", {"adapter": adapter}) for adapter in (lora, prefix)]
+    assert names(*runs) == ["peft adapter.peft_type=LORA", "peft adapter.peft_type=PREFIX_TUNING"]
+    assert names(*runs, record("peft", {"adapter": lora | {"r": 2}})) == [
+        "peft adapter.peft_type=LORA adapter.r=8",
+        "peft adapter.peft_type=PREFIX_TUNING",
+        "peft adapter.peft_type=LORA adapter.r=2",
+    ]
+
+
 def test_models_are_compared_across_methods(record) -> None:
     b = record("tart", {}, encoder="org/b", fingerprint="b" * 16)
     runs = [record(encoder="org/a"), b, record("icl", {}, encoder=None)]

@@ -8,7 +8,7 @@ import pytest
 
 from graft import models, planning, runner
 from graft.execution import no_progress
-from graft.graph import Context
+from graft.node import Context
 from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.sweeps.frozen import compute_shared

@@ -129,7 +129,8 @@ import dataclasses, os, random
 from typing import Literal
 import numpy as np, torch
 from graft.arrays import answer_columns
-from graft.graph import Graph, Node
+from graft.graph import Graph
+from graft.node import Node
 from graft.spec import Method
 
 class Careless(Method):

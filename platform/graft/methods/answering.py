@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from graft.arrays import answer_columns
 from graft.errors import ModelError, SpecError
-from graft.graph import Node
+from graft.node import Node
 from graft.spec import Task
 from graft.tasks.dataset import Dataset
 from graft.tasks.parsers import parse

@@ -18,8 +18,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from graft.errors import ModelError, SpecError
-from graft.graph import Context, Graph, Models
+from graft.graph import Graph
 from graft.methods.learning import Learned, Learning, Weights
+from graft.node import Context, Models
 from graft.spec import AUGMENTING, Task
 from graft.tasks.templates import Template, template_for
 

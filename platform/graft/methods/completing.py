@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from graft.errors import ModelError
-from graft.graph import Context
 from graft.methods.answering import Answer, Row
+from graft.node import Context
 from graft.tasks.templates import Template
 
 CONTENT_FREE = ("N/A", "[MASK]", "")

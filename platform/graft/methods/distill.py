@@ -18,11 +18,12 @@ from pydantic import Field
 
 from graft.errors import SpecError
 from graft.execution import run_node
-from graft.graph import Context, Graph
+from graft.graph import Graph
 from graft.methods.answering import asking
 from graft.methods.explain import REASON, Explain
 from graft.methods.learning import Pair
 from graft.methods.tuning import AnyAdapter, Tuned, Tuning, mapping_of
+from graft.node import Context
 from graft.spec import Task
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from graft.arrays import vector_column
 from graft.errors import ModelError
-from graft.graph import Node
+from graft.node import Node
 from graft.spec import Task
 from graft.tasks.dataset import Dataset
 from graft.tasks.templates import Template, template_for

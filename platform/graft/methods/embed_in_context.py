@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from graft.arrays import vector_column
 from graft.errors import ModelError
-from graft.graph import Context, Node
 from graft.models.heads import shuffled
 from graft.models.in_context import Block, InContext, as_block
+from graft.node import Context, Node
 from graft.spec import Task
 from graft.tasks.dataset import Dataset
 from graft.tasks.templates import Row, Template, template_for

@@ -29,10 +29,10 @@ import pyarrow as pa
 from graft.arrays import matrix, score_matrix
 from graft.errors import SpecError
 from graft.execution import run_node
-from graft.graph import Context
 from graft.methods.bm25 import Bm25
 from graft.methods.judging import Judge
 from graft.methods.retrieving import RetrieveSimilar, read, unit
+from graft.node import Context
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

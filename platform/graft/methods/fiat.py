@@ -20,13 +20,14 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from graft.errors import SpecError
-from graft.graph import Graph, Node
+from graft.graph import Graph
 from graft.hashing import digest, row_keys
 from graft.methods import exemplars as drawn
 from graft.methods.answering import Row, asking
 from graft.methods.distill import Distilled
 from graft.methods.explain import DONOR, REASON, Explain
 from graft.methods.tuning import AnyAdapter, Tuned, Tuning, mapping_of
+from graft.node import Node
 from graft.spec import Task
 from graft.tasks.templates import Template, answer_in, render
 

@@ -17,10 +17,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from graft.errors import DataError, SpecError
-from graft.graph import Context, Graph
+from graft.graph import Graph
 from graft.hashing import row_keys
 from graft.methods.learning import Pair
 from graft.methods.tuning import AnyAdapter, Tuned, Tuning, mapping_of
+from graft.node import Context
 from graft.sections import Section
 from graft.seeds import generator
 from graft.spec import AnyTask, Task, section_class

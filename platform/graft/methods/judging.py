@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Self
 import pyarrow as pa
 
 from graft.arrays import answer_columns
-from graft.graph import Context
 from graft.methods.answering import Answer
+from graft.node import Context
 from graft.tasks.templates import Template
 
 

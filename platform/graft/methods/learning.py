@@ -16,8 +16,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from graft.errors import ModelError
-from graft.graph import Context
 from graft.methods.answering import Answer, asking, for_labels
+from graft.node import Context
 from graft.spec import Method, Task
 
 if TYPE_CHECKING:

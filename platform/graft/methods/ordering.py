@@ -28,10 +28,10 @@ import pyarrow as pa
 
 from graft.arrays import score_matrix
 from graft.execution import run_node
-from graft.graph import Context
 from graft.methods.answering import Row
 from graft.methods.judging import Judge
 from graft.methods.retrieving import Retrieve
+from graft.node import Context
 from graft.seeds import generator
 from graft.tasks.templates import Template, render_next
 

@@ -30,8 +30,9 @@ import pyarrow as pa
 
 from graft.arrays import answer_columns, matrix
 from graft.errors import DataError, SpecError
-from graft.graph import Context, Graph, Node
+from graft.graph import Graph
 from graft.methods.embed import Embed
+from graft.node import Context, Node
 from graft.spec import Method, Regime, Task
 from graft.tasks.regimes import folds
 

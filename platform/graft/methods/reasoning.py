@@ -24,13 +24,13 @@ import pyarrow as pa
 from graft.arrays import answer_columns, matrix
 from graft.errors import DataError, SpecError
 from graft.execution import run_node
-from graft.graph import Context
 from graft.hashing import row_keys
 from graft.methods.answering import Row
 from graft.methods.completing import Complete
 from graft.methods.exemplars import tidy
 from graft.methods.retrieving import Retrieve, read
 from graft.models.model import Sampling
+from graft.node import Context
 from graft.tasks.templates import THEREFORE, Template, concluding, render
 
 Chain = Literal["few_shot", "zero_shot", "auto"]

@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from graft.arrays import matrix
 from graft.errors import SpecError
-from graft.graph import Context, Node
 from graft.hashing import row_keys
 from graft.methods.bm25 import Bm25
+from graft.node import Context, Node
 from graft.seeds import generator
 from graft.tasks.templates import template_for
 

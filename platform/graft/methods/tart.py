@@ -17,10 +17,11 @@ from pydantic import Field
 
 from graft.arrays import answer_columns, matrix
 from graft.errors import DataError, SpecError
-from graft.graph import Context, Graph, Node
+from graft.graph import Graph
 from graft.methods.embed import Embed
 from graft.methods.embed_in_context import EmbedInContext
 from graft.models.heads import deviations, open_head, shuffled
+from graft.node import Context, Node
 from graft.spec import Method, Task
 
 if TYPE_CHECKING:

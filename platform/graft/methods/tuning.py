@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from graft.graph import Context, Graph, Models
+from graft.graph import Graph
 from graft.methods.answering import Answer
 from graft.methods.learning import Learned, Learning, Weights
+from graft.node import Context, Models
 from graft.sections import Section
 from graft.spec import Task
 

@@ -90,7 +90,7 @@ class LanguageNode(Scratch):
 
 
 def table(ids: Lists, labels: Lists) -> pa.Table:
-    """Rows as `graft.graph.Trains.encode` gives them, from a row's tokens and what is to be said at each of them."""
+    """Rows as `graft.node.Trains.encode` gives them, from a row's tokens and what is to be said at each of them."""
     lists = pa.list_(pa.int32())
     targets = [[int(np.count_nonzero(np.asarray(row) != NO_TARGET))] for row in labels]
     return pa.table(

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 @dataclasses.dataclass(frozen=True)
 class Scratch:
-    """The part of `graft.graph.Trains` that all such networks share.
+    """The part of `graft.node.Trains` that all such networks share.
 
     Args:
         settings: sizes.

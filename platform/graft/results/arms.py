@@ -204,8 +204,28 @@ def _grouped(runs: Iterable[Run], column: str) -> dict[str, list[Mapping[str, An
 
 
 def _settings(specs: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Keys that tell the arms of one method apart, its models left out."""
-    return {key for key in _varying(specs, or_missing=True) if not key.startswith(("models.", *NOT_AN_ARM))}
+    """Keys that tell the arms of one method apart, its models left out.
+
+    In a section of which all arms have a key that differs, as the type of an adapter, what only some have follows from
+    that, as the rank of one type: it is named where the arms would not be told apart otherwise.
+    """
+    keys = [key for key in _varying(specs, or_missing=True) if not key.startswith(("models.", *NOT_AN_ARM))]
+    shared = {key for key in keys if all(key in spec for spec in specs)}
+    sections = {_section(key) for key in shared} - {"method"}
+    told = {key for key in keys if key in shared or _section(key) not in sections}
+    for key in sorted(set(keys) - told):
+        if _kinds(specs, told | {key}) > _kinds(specs, told):
+            told.add(key)
+    return told
+
+
+def _section(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _kinds(specs: Sequence[Mapping[str, Any]], keys: set[str]) -> int:
+    """How many of the specs these keys tell apart."""
+    return len({json.dumps({key: spec[key] for key in keys if key in spec}, sort_keys=True) for spec in specs})
 
 
 def _chosen(method: str, specs: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -330,7 +330,11 @@ def _search(task: str, rows: Sequence[Mapping[str, Any]], places: Mapping[str, i
 
 
 def _settings(text: str) -> str:
-    return ", ".join(f"{key}={value_text(value)}" for key, value in json.loads(text).items()) or "as written"
+    """What was chosen, numbers as a table shows them: search.parquet has them whole."""
+    chosen = {
+        key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in json.loads(text).items()
+    }
+    return ", ".join(f"{key}={value_text(value)}" for key, value in chosen.items()) or "as written"
 
 
 def with_intervals(cells: Iterable[Cell], outcomes: Iterable[Outcome]) -> list[Cell]:

@@ -16,8 +16,9 @@ from pyarrow import fs
 
 from graft import runs
 from graft.execution import class_path
-from graft.graph import Graph, Node
+from graft.graph import Graph
 from graft.hashing import digest
+from graft.node import Node
 from graft.results.records import METRICS, read_table
 
 ANSWER = ("prediction", "scores")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from graft import planning, runner
+from graft import costs, planning
 from graft.errors import GraftError
 from graft.execution import Pool, Progress, run_node
-from graft.graph import Node
+from graft.node import Node
 from graft.results.shared import Shared
 from graft.store import ColumnStore
 
@@ -81,15 +81,15 @@ def _rows(parts: Sequence[Part]) -> pa.Table:
 
 def _compute(lead: Part, rows: pa.Table, store: ColumnStore, pool: Pool | None, progress: Progress) -> Shared:
     models, count = lead.plan.models, rows.num_rows
-    before, began = runner.costs(models, store), time.perf_counter()
+    before, began = costs.so_far(models, store), time.perf_counter()
     for node in lead.nodes:
         rows = run_node(node, rows, store, progress, pool)
-    after = runner.costs(models, store)
+    spent = costs.since(before, models, store)
     return Shared(
         graph=" ─► ".join(node.describe() for node in lead.nodes),
         rows=count,
-        forward_passes=after["forward_passes"] - before["forward_passes"],
-        tokens=after["tokens"] - before["tokens"],
+        forward_passes=spent["forward_passes"],
+        tokens=spent["tokens"],
         seconds=time.perf_counter() - began,
-        teacher_calls=after["teacher_calls"] - before["teacher_calls"],
+        teacher_calls=spent["teacher_calls"],
     )

@@ -15,7 +15,7 @@ import pyarrow as pa
 import yaml
 from pyarrow import fs
 
-from graft import runner, runs
+from graft import costs, runner, runs
 from graft.cluster import Cluster, check_shared, connect
 from graft.errors import StoreError
 from graft.pool import MIN_ROWS, RayPool
@@ -175,7 +175,7 @@ class _Sweep:
                     answers.append(result.predictions.add_column(0, "run_id", named))
                 else:
                     error = self.status.failed.get(run_id, "it ended without a result; give the same command again")
-                    tables.append(failure_table(runner.failure(plan, group.error or error)))
+                    tables.append(failure_table(costs.failure(plan, group.error or error)))
         metrics = with_column(pa.concat_tables(tables), "ablation", ablations)
         metrics = with_column(metrics, "searched", searched)
         self._describe()
@@ -236,7 +236,7 @@ def _arms(roster: Roster, groups: Sequence[Group]) -> list[Progress]:
     for group, arm in zip(groups, roster.arms, strict=True):
         for plan in group.plans:
             ablations[plan.run_id], searched[plan.run_id] = group.ablation, json.dumps(dict.fromkeys(arm.space))
-            tables.append(failure_table(runner.failure(plan, "")))
+            tables.append(failure_table(costs.failure(plan, "")))
     named = arms(with_column(with_column(pa.concat_tables(tables), "ablation", ablations), "searched", searched))
     return [
         Progress(

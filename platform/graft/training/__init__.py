@@ -10,7 +10,7 @@ from pyarrow import fs
 from graft import hashing
 from graft.errors import DataError
 from graft.execution import Progress
-from graft.graph import Trains
+from graft.node import Trains
 from graft.spec import Experiment
 from graft.tasks.regimes import folds
 from graft.training.checkpoints import Checkpoints

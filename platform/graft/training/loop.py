@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from graft.errors import ModelError, PrunedError, TrainingError
 from graft.execution import peak_memory_bytes
-from graft.graph import Trains
+from graft.node import Trains
 from graft.seeds import generator
 from graft.training.batching import GlobalBatches, Rows, micro_batches
 from graft.training.checkpoints import Checkpoint, Checkpoints

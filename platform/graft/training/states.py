@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from graft.graph import Trains
+from graft.node import Trains
 from graft.spec import Training
 from graft.training.batching import Drawn
 from graft.training.guard import Guard
