@@ -151,6 +151,8 @@ class Draw(Node):
     def fit(self, rows, context):
         if self.deed == "die":
             os._exit(1)
+        if self.deed == "allocate":
+            torch.empty(2**50)
         if self.deed == "raise":
             raise RuntimeError("this method has a fault")
         drawn = np.array([random.random(), np.random.rand(), torch.rand(1).item()])
@@ -182,14 +184,19 @@ def graft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def settings(run: Path) -> dict[str, Any]:
+    """What that method has left in a run."""
+    found: dict[str, Any] = json.loads((run / "graph" / "0-draw" / "config.json").read_text())["settings"]
+    return found
+
+
 def test_what_passes_from_trial_to_trial_is_the_process_and_nothing_else(careless: Path) -> None:
     sweep = "sweep={axes: {regime.examples: [8, 16]}, seeds: 3}"
     swept = graft(careless, "sweep", "spec.yaml", sweep, "--storage", "swept", "--concurrent", "1")
     assert swept.returncode == 0, swept.stderr
     runs = sorted((careless / "swept" / "runs").iterdir())
     assert len(runs) == 6
-    configs = [json.loads((run / "graph" / "0-draw" / "config.json").read_text())["settings"] for run in runs]
-    assert len({config["pid"] for config in configs}) == 1  # one actor carried out all six
+    assert len({settings(run)["pid"] for run in runs}) == 1  # one actor carried out all six
     for words in (["regime.examples=8"], ["regime.examples=16", "regime.seed=2", "training.seed=2"]):
         answer = graft(careless, "run", "spec.yaml", *words, "--storage", "single")
         assert answer.returncode == 0, answer.stderr
@@ -201,17 +208,24 @@ def test_what_passes_from_trial_to_trial_is_the_process_and_nothing_else(careles
 
 @pytest.mark.slow
 def test_a_fault_and_a_death_are_rows_and_the_others_go_on(careless: Path) -> None:
-    sweep = "sweep={axes: {method.deed: [draw, raise, die, draw-again]}}"
-    swept = graft(careless, "sweep", "spec.yaml", sweep)
+    sweep = "sweep={axes: {method.deed: [draw, allocate, draw-again, raise, die]}}"
+    swept = graft(careless, "sweep", "spec.yaml", sweep, "--concurrent", "1")
     assert swept.returncode == 1, swept.stderr
-    assert "2 of 4 runs failed" in swept.stderr
+    assert "3 of 5 runs failed" in swept.stderr
     assert "Traceback" not in swept.stdout
     (folder,) = (careless / "sweeps").iterdir()
     rows = parquet.read_table(folder / "metrics.parquet").to_pylist()
     failed = {row["error"] for row in rows if row["status"] == "failed"}
-    assert len({row["run_id"] for row in rows}) == 4
+    assert len({row["run_id"] for row in rows}) == 5
     assert any("this method has a fault" in error for error in failed)
     assert any("its process died" in error for error in failed)
+    (memory,) = (
+        error for error in failed if error.startswith("ran out of memory (DefaultCPUAllocator: can't allocate")
+    )
+    assert "lower training.tokens_per_batch" in memory
+    done = {row["run_id"] for row in rows if row["status"] == "done"}
+    pids = {settings(careless / "runs" / run)["pid"] for run in done}
+    assert len(pids) == len(done) == 2  # what ran out of memory has left its process to nobody
     assert "this method has a fault" in (folder / "report.html").read_text()
 
 
