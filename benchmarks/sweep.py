@@ -1,6 +1,7 @@
 """What the sweep's machinery costs: trials that do nothing, through graft and through plain Ray Tune.
 
     python benchmarks/sweep.py [TRIALS]
+    python benchmarks/sweep.py 200 --memory
 
 One process, one local cluster, two trials at a time. The workers' start (graft's import torch) is one column, the pace
 from the first trial's end to the last's another; "from start to end" is all of it:
@@ -12,10 +13,13 @@ from the first trial's end to the last's another; "from start to end" is all of 
   label that most examples have, on 178 rows of numbers.
 
 The first two take turns, three times each, because a machine's pace drifts; the medians are compared.
+
+With `--memory` only what the driver's process holds (resident) before the first trial and after the 20th, the middle
+one and the last, of the first two.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -29,6 +33,7 @@ from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.sweeps.agenda import Agenda, Group
 from graft.sweeps.axes import expand
+from graft.sweeps.limits import resident_bytes
 from graft.sweeps.looks import Looks
 from graft.sweeps.status import Status
 from graft.sweeps.trial import GraftTrial
@@ -54,6 +59,8 @@ class Pace:
 
     began: float
     ends: list[float] = field(default_factory=list)
+    held_bytes: list[int] = field(default_factory=list)
+    """Resident memory of the driver before the first trial and at each end."""
 
     @property
     def start_seconds(self) -> float:
@@ -73,8 +80,14 @@ class Pace:
 
 def main() -> None:
     """Measure all sides and print them side by side."""
-    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    words = argparse.ArgumentParser()
+    words.add_argument("trials", type=int, nargs="?", default=300)
+    words.add_argument("--memory", action="store_true", help="only the driver's memory")
+    asked = words.parse_args()
+    trials = asked.trials
     plans = {plan.run_id: plan for plan in planning.plans(expand(_experiment(trials)))}
+    if asked.memory:
+        return memory(plans)
     with connect(None, "benchmark"):
         turns = [(grafted(plans, NoOp), plain(trials, reuse=True)) for _ in range(TURNS)]
         fresh = plain(max(6, trials // 20), reuse=False)
@@ -86,6 +99,19 @@ def main() -> None:
     _line("Ray Tune, reuse_actors=True", reused, graft)
     _line("Ray Tune, default", [fresh], graft)
     _line("graft, smallest real runs", [real], graft)
+
+
+def memory(plans: dict[str, planning.Plan]) -> None:
+    """Print what the driver holds as trials end, through graft and through plain Ray Tune after it."""
+    with connect(None, "benchmark"):
+        sides = {"graft, no-op": grafted(plans, NoOp), "Ray Tune, reuse_actors=True": plain(len(plans), reuse=True)}
+    moments = (0, 20, len(plans) // 2, len(plans))
+    print(f"driver's memory in MiB after so many trials, {CONCURRENT} at a time, {machine()}")
+    print(f"{'':<30}" + "".join(f"{ended:>10}" for ended in moments) + f"{'KiB/trial':>12}")
+    for name, pace in sides.items():
+        held = [pace.held_bytes[ended] for ended in moments]
+        each = (held[-1] - held[1]) / (moments[-1] - moments[1])
+        print(f"{name:<30}" + "".join(f"{one / 2**20:>10.1f}" for one in held) + f"{each / 2**10:>12.1f}")
 
 
 def _line(name: str, paces: list[Pace], graft: list[Pace]) -> None:
@@ -107,11 +133,12 @@ def grafted(plans: dict[str, planning.Plan], trial: type[GraftTrial]) -> Pace:
         work = Work.of(status.sweep_id, rows, folder, 2**30)
         looks = Looks(open_storage(folder), "sweeps/benchmark")
         agenda = Agenda([Group(list(plans.values()), None)], lambda run_id: None, rows, looks)
-        pace = Pace(time.perf_counter())
+        pace = Pace(time.perf_counter(), held_bytes=[resident_bytes()])
 
         def changed(run_id: str) -> None:
             if run_id not in status.running:
                 pace.ends.append(time.perf_counter())
+                pace.held_bytes.append(resident_bytes())
 
         tune_runs(work, agenda, status, changed, CONCURRENT, {"CPU": 1}, trial=trial)
         assert len(status.done) == len(plans) == len(pace.ends), status.failed
@@ -130,6 +157,7 @@ def plain(trials: int, reuse: bool) -> Pace:
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             pace.ends.append(time.perf_counter())
+            pace.held_bytes.append(resident_bytes())
 
     with tempfile.TemporaryDirectory() as folder:
         tuner = tune.Tuner(
@@ -138,7 +166,7 @@ def plain(trials: int, reuse: bool) -> Pace:
             tune_config=tune.TuneConfig(max_concurrent_trials=CONCURRENT, reuse_actors=reuse),
             run_config=tune.RunConfig(name="plain", storage_path=folder, verbose=0, callbacks=[Clock()]),
         )
-        pace = Pace(time.perf_counter())
+        pace = Pace(time.perf_counter(), held_bytes=[resident_bytes()])
         tuner.fit()
     return pace
 

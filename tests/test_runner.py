@@ -232,6 +232,23 @@ def test_free_text_targets_are_generated_and_scored_as_text(tiny_llama: Path, tm
     assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed", "perplexity"}
 
 
+def test_why_a_run_failed_is_in_its_log(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer\n" + "".join(f"what is {i},it is {i}\n" for i in range(20)))
+    values = {
+        "name": "unanswered",
+        "models": {"base": {"source": "endpoint:http://127.0.0.1:1/v1#nobody"}},
+        "task": {"name": "file", "path": str(tmp_path / "rows.csv"), "text": "question", "target": "answer"},
+        "regime": {"examples": 4},
+        "method": {"name": "icl", "num_shots": 1, "max_new_tokens": 3},
+    }
+    with pytest.raises(ModelError, match="gave up after 3 attempts") as caught:
+        Experiment.from_mapping(values).run(tmp_path)
+    (log,) = tmp_path.glob("runs/*/run.log")
+    lines = log.read_text().splitlines()
+    assert any(line.endswith(f"the run stopped: {caught.value}") for line in lines)
+    assert any("WARNING" in line and "asking again after" in line for line in lines)
+
+
 def test_a_target_too_long_to_be_scored_costs_the_perplexity_alone(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("question,answer\n" + "".join(f"what is {i},it is {i}\n" for i in range(9)))
     (tmp_path / "test.csv").write_text(f"question,answer\nand this,{'word ' * 300}\nand that,that\n")

@@ -2,10 +2,11 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from graft.sweeps.status import Progress, Status
-from graft.terminal import best, grid
+from graft.terminal import SweepView, best, grid
 
 
 def shown(status: Status, most: int = 10) -> str:
@@ -45,3 +46,9 @@ def test_what_is_finished_gives_way() -> None:
 
 def test_the_best_run_is_one_that_is_reported_on() -> None:
     assert best(status()) == ["best accuracy 0.800 (c)"]
+
+
+def test_where_there_is_no_terminal_a_line_says_at_once_what_takes_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    with SweepView() as view:
+        view.note("starting Ray on this machine")
+    assert capsys.readouterr().err == "planning: reading rows and models\nstarting Ray on this machine\n"

@@ -211,13 +211,21 @@ def serve(
 ) -> None:
     """Serve runs over HTTP with Ray Serve until Ctrl-C: a deployment per model, keys and limits in front."""
     from graft.serving import host as serving
+    from graft.terminal import note
 
     def announce(server: serving.Server) -> None:
         for line in server.lines():
             typer.echo(line)
 
     served = serving.serve(
-        names, host=host, port=port, api_keys=api_keys, storage=storage, address=address, announce=announce
+        names,
+        host=host,
+        port=port,
+        api_keys=api_keys,
+        storage=storage,
+        address=address,
+        announce=announce,
+        note=note,
     )
     if not served:
         typer.echo("stopped while it was starting", err=True)

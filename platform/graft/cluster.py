@@ -126,6 +126,11 @@ def _write_token(path: Path) -> None:
         draft.unlink()
 
 
+def connecting(address: str | None) -> str:
+    """What `connect` is about to do, for the terminal: it takes seconds."""
+    return "starting Ray on this machine" if address is None else f"joining Ray at {address}"
+
+
 @contextmanager
 def connect(address: str | None, name: str) -> Iterator[Cluster]:
     """Join the cluster at `address`, or start one on this machine that ends with the block.

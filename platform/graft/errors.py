@@ -7,6 +7,7 @@
     ├── StoreError        the column store or the storage under it
     ├── CheckpointError   a checkpoint that cannot be written or read
     ├── TrainingError     a training that does not come to an end
+    ├── OutOfMemoryError  a computation that gets no memory, of the machine or of a GPU
     ├── PrunedError       a training that a search has stopped
     ├── ClusterError      a Ray cluster that cannot be started or joined
     └── ServeError        a served graph
@@ -16,8 +17,19 @@ in one line: it is printed without a traceback.
 """
 
 import difflib
+import errno
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+_MEMORY_WORDS = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch's bare RuntimeErrors say of it: its allocator of CPUs, its drivers of GPUs."""
+
+MEMORY_CURE = (
+    "lower training.tokens_per_batch or training.tokens_per_device, take a smaller model, or let fewer runs share a "
+    "node with sweep.trial.cpus"
+)
 
 
 class GraftError(Exception):
@@ -56,6 +68,12 @@ class TrainingError(GraftError):
     exit_code = 1
 
 
+class OutOfMemoryError(GraftError):
+    """A computation got no memory, of the machine or of a GPU."""
+
+    exit_code = 1
+
+
 class PrunedError(GraftError):
     """A training was stopped at one of its looks at held-out examples: others were better by then.
 
@@ -79,6 +97,37 @@ class ServeError(GraftError):
     """A graph cannot be served as asked."""
 
     exit_code = 1
+
+
+@contextmanager
+def naming_memory() -> Iterator[None]:
+    """Whatever inside gets no memory is an OutOfMemoryError that says the cure.
+
+    Raises:
+        OutOfMemoryError: Python, numpy, Arrow, torch or the system had none to give.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = _about_memory(error)
+        if cause is None or isinstance(cause, OutOfMemoryError):
+            raise
+        text = re.sub(r"^\[enforce fail.*?\] err == 0\. ", "", " ".join(str(cause).split()))
+        raise OutOfMemoryError(f"ran out of memory ({text[:200] or type(cause).__name__}); {MEMORY_CURE}") from error
+
+
+def _about_memory(error: BaseException | None) -> BaseException | None:
+    """The error itself, or one that led to it, that says that there was no memory."""
+    while error is not None:
+        # torch has a class for GPUs alone, and this file imports no torch.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return error
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return error
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS):
+            return error
+        error = error.__cause__
+    return None
 
 
 def suggest(wrong: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from graft import hashing
-from graft.errors import DataError, GraftError
+from graft.errors import DataError, GraftError, naming_memory
 from graft.store import ColumnStore
 
 if TYPE_CHECKING:
@@ -67,8 +67,13 @@ def run_node(
 
 
 def computed(node: "Node", rows: pa.Table) -> pa.Table:
-    """What a node gives for its read columns, held to what it says it writes."""
-    columns = node.run(rows)
+    """What a node gives for its read columns, held to what it says it writes.
+
+    Raises:
+        OutOfMemoryError: there is not enough memory for these rows.
+    """
+    with naming_memory():
+        columns = node.run(rows)
     if not isinstance(columns, pa.Table):
         raise GraftError(f"{class_path(type(node))}.run gave a {type(columns).__name__}; it must give a pyarrow Table")
     if tuple(columns.column_names) != tuple(node.writes) or columns.num_rows != rows.num_rows:

@@ -11,6 +11,7 @@ from graft.errors import SpecError
 from graft.graph import Graph
 from graft.spec import Experiment, ModelSource, Scaling
 from graft.tasks.dataset import Dataset
+from graft.tasks.reading import located
 from graft.tasks.regimes import draw, hold_out
 from graft.tasks.templates import Template, template_for
 
@@ -90,7 +91,10 @@ def plans(experiments: Sequence[Experiment], known: Mapping[str, Dataset] | None
     datasets = dict(known or {})
     handles: dict[tuple[str, str], Any] = {}
     found = []
-    for experiment in (experiment.resolved() for experiment in experiments):
+    singles = [experiment.resolved() for experiment in experiments]
+    for path in dict.fromkeys(path for single in singles if single.method for path in single.method.files()):
+        located(path)
+    for experiment in singles:
         task, device = experiment.task.model_dump_json(), experiment.scaling.device
         if task not in datasets:
             datasets[task] = experiment.task.read()

@@ -25,7 +25,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from graft import costs, runs
-from graft.errors import GraftError, ModelError, StoreError
+from graft.errors import GraftError, ModelError, StoreError, naming_memory
 from graft.execution import Pool, Progress, no_progress, run_node
 from graft.graph import Graph
 from graft.methods.answering import Answer
@@ -137,7 +137,7 @@ def carry_out(
         except StoreError as error:
             log.warning("%s; the run is carried out again", error)
     streams = fresh_streams(planned.experiment.training.seed)
-    with clean_if_wrong(files, folder), _logging_to(files, folder), streams:
+    with clean_if_wrong(files, folder), _logging_to(files, folder), naming_memory(), streams:
         log.info("%s begins: %s", planned.run_id, planned.experiment.model_dump_json())
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
         began = time.perf_counter()
@@ -326,7 +326,9 @@ def _logging_to(files: fs.SubTreeFileSystem, folder: str) -> Iterator[None]:
         with logging_to(path):
             try:
                 yield
-            except GraftError:
+            except GraftError as error:
+                # Info: the terminal shows it anyway. A traceback only of what led to it, such as a library's error.
+                log.info("the run stopped: %s", error, exc_info=error.__cause__)
                 raise
             except BaseException:
                 log.info("the run stopped", exc_info=True)

@@ -152,6 +152,10 @@ class Method(Section):
         """Fields that say where something lies, as pydantic's `exclude` names them: a run is known by its contents."""
         return {}
 
+    def files(self) -> tuple[str, ...]:
+        """Files and folders from which the graph is built; one that is missing is noticed before rows are read."""
+        return ()
+
     def graph(self, task: Task, dataset: "Dataset", models: Mapping[str, Any]) -> "Graph":
         """The unfitted graph; `models` maps each of `roles` to its handle.
 

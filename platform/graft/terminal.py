@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 10.0
 SHOWN_RUNS = 4
+PLANNING = "planning: reading rows and models"
 
 
 def console(stderr: bool = False, width: int | None = None) -> "Console":
@@ -40,6 +41,11 @@ class Lines:
         if time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
             self.said = time.monotonic()
             typer.echo(text, err=True)
+
+
+def note(text: str) -> None:
+    """Write a line once, for whoever waits."""
+    typer.echo(text, err=True)
 
 
 @contextmanager
@@ -94,6 +100,8 @@ class SweepView(Watcher):
     def __enter__(self) -> "SweepView":
         if self.console.is_terminal:
             self.live.start()
+        else:
+            self.note(self.line())
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -113,7 +121,7 @@ class SweepView(Watcher):
 
     def note(self, text: str) -> None:
         """Say it once, above what changes."""
-        typer.echo(text, err=True)
+        note(text)
 
     def rows(self, what: str, done: int, total: int) -> None:
         """Show the rows that all runs share."""
@@ -125,7 +133,7 @@ class SweepView(Watcher):
         """All of it in one line."""
         status = self.status
         if status is None:
-            return "planning"
+            return PLANNING
         parts = [f"{len(status.done)} of {status.total} runs done", f"{len(status.failed)} failed"]
         parts += [f"{len(status.running)} running", *self._left(status), *best(status)]
         return f"{status.sweep_id}: {', '.join(parts)}"
@@ -144,7 +152,7 @@ class SweepView(Watcher):
 
         status = self.status
         if status is None:
-            return Group(Text("planning"))
+            return Group(Text(PLANNING))
         shown = sorted(status.running)[:SHOWN_RUNS]
         more = len(status.running) - len(shown)
         running = ", ".join(shown) + (f" and {more} more" if more > 0 else "")

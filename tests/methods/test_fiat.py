@@ -18,6 +18,7 @@ from graft.graph import Graph
 from graft.methods.exemplars import exemplars
 from graft.models.model import Written
 from graft.node import Context
+from graft.planning import plan
 from graft.runner import predictions
 from graft.spec import Experiment
 from graft.storage import open_storage
@@ -161,6 +162,16 @@ class TestExemplars:
             graph(tiny_llama, dataclasses.replace(DATA, test=grouped(TEST)), rationale="oracle")
         with pytest.raises(SpecError, match="give how many"):
             spec(tiny_llama, exemplars=-1)
+
+    def test_a_missing_file_is_noticed_before_rows_are_read(self, tiny_llama: Path, tmp_path: Path) -> None:
+        (tmp_path / "rows.csv").write_text("no row is read from here")
+        values = spec(tiny_llama, exemplars="absent.jsonl").to_mapping()
+        values["task"] = {**TASK.model_dump(), "path": str(tmp_path / "rows.csv")}
+        with pytest.raises(DataError, match=r"absent\.jsonl: no such file"):
+            plan(Experiment.from_mapping(values))
+        values["method"]["rationale"] = "none"  # shows no exemplars
+        with pytest.raises(DataError, match=r"rows\.csv: "):
+            plan(Experiment.from_mapping(values))
 
     def test_other_tasks_name_their_columns_plainly(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.csv"

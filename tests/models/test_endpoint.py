@@ -264,10 +264,14 @@ def test_an_address_without_a_model_means_the_only_one(server: Server) -> None:
         graft.models.load(f"endpoint:{server.url}")
 
 
-def test_nobody_answers() -> None:
+def test_nobody_answers(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ModelError, match="cannot be reached") as caught:
-        graft.models.load("endpoint:http://127.0.0.1:1/v1#writer").generate(["Hello"])
+        graft.models.load("endpoint:http://127.0.0.1:1/v1#writer").generate(["a secret prompt"])
     assert caught.value.exit_code == 1
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 2
+    assert all("127.0.0.1:1/v1/completions: cannot be reached: " in line for line in said)
+    assert "secret" not in caplog.text
     with pytest.raises(ModelError, match="not an address; write endpoint:https://HOST/v1#MODEL") as caught:
         graft.models.load("endpoint:file:///etc/passwd#x")
     assert caught.value.exit_code == 2

@@ -26,13 +26,14 @@ def spec(classifiers: list[str], **values: Any) -> Experiment:
 def test_an_edited_sweep_says_what_changed_and_runs_the_difference(ray_cluster: Any, tmp_path: Path) -> None:
     first, again, wider = Notes(), Notes(), Notes()
     before = run_sweep(spec(["ridge"]), tmp_path, watcher=first)
-    assert first.notes == []
+    assert first.notes == ["starting Ray on this machine"]
     run_sweep(spec(["ridge"]), tmp_path, watcher=again)
     assert again.notes == []
     after = run_sweep(spec(["ridge", "knn"]), tmp_path, watcher=wider)
     assert wider.notes == [
         f"the spec was edited since {before.sweep_id}; the runs that both have are read",
         '  sweep.axes.method.classifier: ["ridge"] ─► ["ridge", "knn"]',
+        "starting Ray on this machine",
     ]
     assert after.sweep_id != before.sweep_id
     assert len(list((tmp_path / "runs").iterdir())) == 2

@@ -252,7 +252,12 @@ class TestKeys:
         ("space", "said"),
         [
             ({"training.learning_rate": {"loguniform": [1e-4, 1e-2]}}, "is a field of no arm .*none of them trains"),
-            ({"method.clasifier": {"choice": ["knn", "lda"]}}, r"method\.clasifier is a field of no arm"),
+            ({"method.clasifier": {"choice": ["knn", "lda"]}}, r"method\.clasifier is .*did you mean 'classifier'\?"),
+            (
+                {"probe.clasifier": {"choice": ["knn", "lda"]}},
+                r"no arm \(methods: probe\); did you mean 'classifier'\?",
+            ),
+            ({"prob.classifier": {"choice": ["knn", "lda"]}}, r"prob\.classifier: unknown key 'prob'; .* 'probe'\?"),
             ({"peft.adapter.r": {"int": [1, 8]}}, r"peft\.adapter\.r is a field of no arm \(methods: probe"),
             ({"method.classifier": {"choice": ["knn", "lad"]}}, r"method\.classifier=lad: .*did you mean 'lda'|lad"),
             ({"method.classifier": {"uniform": [0, 1]}}, r"sweep\.search\.space: method\.classifier=0"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -18,6 +19,7 @@ from graft.spec import Experiment
 from graft.sweeps.axes import expand
 from graft.sweeps.status import Status, Watcher
 from graft.sweeps.sweep import SweepResult, run_sweep
+from graft.sweeps.tuning import death
 
 LINES = [f"a text about {topic} number {i},{topic}" for i in range(40) for topic in ("rain", "bread")]
 
@@ -125,7 +127,7 @@ def test_an_embedding_is_computed_once_over_the_whole_sweep(swept: Swept, values
 
 METHOD = '''
 """A method that draws from the process's own random streams, leaves traces in its process, and may end it."""
-import dataclasses, os, random
+import dataclasses, os, random, time
 from typing import Literal
 import numpy as np, torch
 from graft.arrays import answer_columns
@@ -152,6 +154,13 @@ class Draw(Node):
     def fit(self, rows, context):
         if self.deed == "die":
             os._exit(1)
+        if self.deed == "allocate":
+            torch.empty(2**50)
+        if self.deed == "grow":
+            held = []
+            while True:
+                held.append(np.ones(2**23))  # 64 MiB, written to
+                time.sleep(0.02)
         if self.deed == "raise":
             raise RuntimeError("this method has a fault")
         drawn = np.array([random.random(), np.random.rand(), torch.rand(1).item()])
@@ -177,10 +186,18 @@ def careless(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def graft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+def graft(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = (
+        os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])} | variables
+    )
     command = [sys.executable, "-m", "graft.cli", *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def settings(run: Path) -> dict[str, Any]:
+    """What that method has left in a run."""
+    found: dict[str, Any] = json.loads((run / "graph" / "0-draw" / "config.json").read_text())["settings"]
+    return found
 
 
 def test_what_passes_from_trial_to_trial_is_the_process_and_nothing_else(careless: Path) -> None:
@@ -189,8 +206,7 @@ def test_what_passes_from_trial_to_trial_is_the_process_and_nothing_else(careles
     assert swept.returncode == 0, swept.stderr
     runs = sorted((careless / "swept" / "runs").iterdir())
     assert len(runs) == 6
-    configs = [json.loads((run / "graph" / "0-draw" / "config.json").read_text())["settings"] for run in runs]
-    assert len({config["pid"] for config in configs}) == 1  # one actor carried out all six
+    assert len({settings(run)["pid"] for run in runs}) == 1  # one actor carried out all six
     for words in (["regime.examples=8"], ["regime.examples=16", "regime.seed=2", "training.seed=2"]):
         answer = graft(careless, "run", "spec.yaml", *words, "--storage", "single")
         assert answer.returncode == 0, answer.stderr
@@ -202,18 +218,55 @@ def test_what_passes_from_trial_to_trial_is_the_process_and_nothing_else(careles
 
 @pytest.mark.slow
 def test_a_fault_and_a_death_are_rows_and_the_others_go_on(careless: Path) -> None:
-    sweep = "sweep={axes: {method.deed: [draw, raise, die, draw-again]}}"
-    swept = graft(careless, "sweep", "spec.yaml", sweep)
+    sweep = "sweep={axes: {method.deed: [draw, allocate, draw-again, raise, die]}}"
+    swept = graft(careless, "sweep", "spec.yaml", sweep, "--concurrent", "1")
     assert swept.returncode == 1, swept.stderr
-    assert "2 of 4 runs failed" in swept.stderr
+    assert "3 of 5 runs failed" in swept.stderr
     assert "Traceback" not in swept.stdout
     (folder,) = (careless / "sweeps").iterdir()
     rows = parquet.read_table(folder / "metrics.parquet").to_pylist()
     failed = {row["error"] for row in rows if row["status"] == "failed"}
-    assert len({row["run_id"] for row in rows}) == 4
+    assert len({row["run_id"] for row in rows}) == 5
     assert any("this method has a fault" in error for error in failed)
     assert any("its process died" in error for error in failed)
+    (memory,) = (
+        error for error in failed if error.startswith("ran out of memory (DefaultCPUAllocator: can't allocate")
+    )
+    assert "lower training.tokens_per_batch" in memory
+    done = {row["run_id"] for row in rows if row["status"] == "done"}
+    pids = {settings(careless / "runs" / run)["pid"] for run in done}
+    assert len(pids) == len(done) == 2  # what ran out of memory has left its process to nobody
     assert "this method has a fault" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_what_ray_ends_for_memory_is_a_row_and_the_others_go_on(careless: Path) -> None:
+    memory = psutil.virtual_memory()
+    if memory.available < 6 * 2**30:
+        pytest.skip("needs 6 GiB of free memory")
+    allowed = (memory.total - memory.available + 3 * 2**30) / memory.total
+    words = ["sweep={axes: {method.deed: [grow, draw]}}", "--concurrent", "1"]
+    swept = graft(careless, "sweep", "spec.yaml", *words, RAY_memory_usage_threshold=str(allowed))
+    assert swept.returncode == 1, swept.stderr
+    (folder,) = (careless / "sweeps").iterdir()
+    rows = parquet.read_table(folder / "metrics.parquet").to_pylist()
+    (error,) = {row["error"] for row in rows if row["status"] == "failed"}
+    assert error.startswith("ran out of memory (Ray ended its process, each time it was tried: its node had ")
+    assert "sweep.trial.cpus" in error
+    assert any(row["status"] == "done" for row in rows)
+
+
+def test_a_death_is_told_in_a_line() -> None:
+    killed = """Failure # 4 (occurred at 2026-11-28_00-53-10)
+The actor died unexpectedly before finishing this task.
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
+unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed \
+by the OOM killer due to high memory usage, (2) ray stop --force was called"""
+    said = death(killed)
+    assert said.startswith("its process died (Worker unexpectedly exits with a connection error code 2. End of file), ")
+    assert "if it was killed for memory, lower training.tokens_per_batch" in said
+    assert "killed for memory" not in death("Worker exit detail: Worker exits with an exit code 1.")
+    assert death("").startswith("its process died, each time it was tried")
 
 
 def test_more_cpus_than_exist_are_refused_at_once(ray_cluster: Any, values: dict[str, Any], tmp_path: Path) -> None:

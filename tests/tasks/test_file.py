@@ -481,6 +481,24 @@ def test_only_the_rows_asked_for_are_used() -> None:
         read(path=write("b.csv", rows), text="t", label="l", where={"c": "1", "l": "b"})
 
 
+def test_ids_that_are_unique_in_each_part_of_a_file_name_the_column_of_the_parts() -> None:
+    rows = [
+        {"id": row, "q": f"{part} {row}", "note": f"{part}{row}", "split": part, "a": "x" if row % 2 else "y"}
+        for part in ("train", "test")
+        for row in range(30)
+    ]
+    with pytest.raises(
+        DataError, match=r"id '0' is on 2 rows; .*column 'split' .*use one: task\.where: {split: train}"
+    ):
+        read(path=write("a.parquet", rows), text="q", label="a")
+    taken = read(path="a.parquet", text="q", label="a", where={"split": "train"})
+    assert taken.train.num_rows + taken.test.num_rows == 30
+    more = [*rows, {**rows[0], "q": "the same id in the same part"}]
+    with pytest.raises(DataError, match="id '0' is on 3 rows") as caught:
+        read(path=write("b.parquet", more), text="q", label="a")
+    assert "where" not in str(caught.value).replace("where it is one item", "")
+
+
 def test_an_item_in_several_languages_stays_on_one_side() -> None:
     rows = [
         {"id": row, "lang": lang, "q": f"{lang} {row}", "a": str(row)} for lang in ("bn", "de") for row in range(60)
@@ -530,7 +548,7 @@ def test_a_target_that_the_parser_cannot_read_names_its_row() -> None:
 
 def test_real_word_problems() -> None:
     section = {"text": "question", "target": "answer", "rationale": "rationale", "parser": "number"}
-    with pytest.raises(DataError, match="id '0' is on 2 rows"):
+    with pytest.raises(DataError, match=r"id '0' is on 2 rows; .*use one: task\.where: {split: t"):
         read(path=shared("gsm8k"), **section)
     dataset = read(path=shared("gsm8k"), **section, where={"split": "train"})
     assert dataset.pool is not None

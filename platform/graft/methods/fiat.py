@@ -103,6 +103,11 @@ class Fiat(Tuning):
         """A file of exemplars: their contents are in the node that shows them."""
         return {"exemplars": True} if isinstance(self.exemplars, str) else {}
 
+    def files(self) -> tuple[str, ...]:
+        """A file of exemplars, where they are shown."""
+        shown = isinstance(self.exemplars, str) and self.rationale not in ("none", "oracle")
+        return (str(self.exemplars),) if shown else ()
+
     def trained(self) -> dict[str, Any]:
         """The adapter."""
         return mapping_of(self.adapter)

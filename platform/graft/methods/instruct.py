@@ -65,6 +65,11 @@ class Instruct(Tuning):
         """The rows of the other tasks are in the node's fingerprint."""
         return {"mixture": {"__all__": {"task": set(PLACES)}}}
 
+    def files(self) -> tuple[str, ...]:
+        """The rows of the other tasks."""
+        places = (getattr(member.task, place, None) for member in self.mixture for place in PLACES)
+        return tuple(place for place in places if place is not None)
+
     def trained(self) -> dict[str, Any]:
         """The adapter."""
         return mapping_of(self.adapter)

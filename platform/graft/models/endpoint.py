@@ -194,7 +194,7 @@ def _fetch(url: str, body: dict[str, Any] | None = None, ended: threading.Event 
             seconds = pause_seconds(attempt, failure.asked_seconds)
             if attempt >= failure.attempts or ended.wait(seconds):
                 raise Unanswered(f"{url}: gave up after {attempt} attempts ({failure}); {failure.cure}") from failure
-            log.info("%s: %s; asking again after %.1f s", url, failure, seconds)
+            log.warning("%s: %s; asking again after %.1f s", url, failure, seconds)
         attempt += 1
 
 

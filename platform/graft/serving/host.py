@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from graft import runs
-from graft.cluster import Cluster, check_shared, connect
+from graft.cluster import Cluster, check_shared, connect, connecting
 from graft.errors import SpecError
 from graft.results.records import read_table
 from graft.serving.deployment import deployed, watch
@@ -70,6 +70,7 @@ def serve(
     address: str | None = None,
     limits: Limits | None = None,
     announce: Callable[[Server], None],
+    note: Callable[[str], None] = lambda text: None,
 ) -> bool:
     """Serve finished runs until Ctrl-C or SIGTERM; gives False where that came before they were served.
 
@@ -82,6 +83,7 @@ def serve(
         address: of the Ray cluster to join; None starts one on this machine.
         limits: of the HTTP interface; None for the defaults.
         announce: is told once everything answers.
+        note: is told what takes its time until then.
 
     Raises:
         SpecError, DataError, ModelError: a run, a model, the key file or the port is not usable; Ray was not started.
@@ -95,10 +97,12 @@ def serve(
         layout = lay_out([runs.open_run(name, storage) for name in names])
         if stop.is_set():
             return False
+        note(connecting(address))
         with connect(address, "graft-serve") as cluster:
             _listen(stop)  # Ray has put its own handlers in place of these
             for root in {local_root(run.files) for run in layout.runs} - {None}:
                 check_shared(cluster, str(root))
+            note(f"loading models: {', '.join(layout.devices)}")
             with deployed(layout, keys, limits or Limits(), cluster, host, port, stop) as ready:
                 if ready:
                     announce(Server(_url(host, port), layout, cluster, key))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from graft.errors import SpecError
+from graft.errors import SpecError, suggest
 from graft.spec import Experiment, catalogue
 from graft.specfile import override, replaced
 from graft.sweeps.ablations import Ablation, ablations, check_changes
@@ -116,9 +116,15 @@ def own_key(key: str) -> tuple[str | None, str]:
 
     `probe.classifier` is `method.classifier` of probes alone; `full.training.learning_rate` a field of the training
     of full tuning alone.
+
+    Raises:
+        SpecError: it begins with neither a section of the spec nor a method.
     """
     head, _, rest = key.partition(".")
-    if head not in catalogue("method") or not rest:
+    methods = catalogue("method")
+    if head not in methods and head not in Experiment.model_fields:
+        raise SpecError(f"sweep: {key}: unknown key {head!r}; {suggest(head, {*Experiment.model_fields, *methods})}")
+    if head not in methods or not rest:
         return None, key
     return head, rest if rest.split(".")[0] in Experiment.model_fields else f"method.{rest}"
 

@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 from pyarrow import fs
 
 from graft import hashing
-from graft.errors import SpecError
+from graft.errors import SpecError, suggest
 from graft.planning import Plan
 from graft.results.tables import LOWER_IS_BETTER, ordered
 from graft.spec import Experiment
@@ -254,9 +254,10 @@ def spaces(search: Search, members: Sequence[tuple[Cell, Plan]]) -> list[dict[st
     ]
     for key in search.space:
         if not any(_has(cell, plan, key) for cell, plan in members):
-            what = "none of them trains" if own_key(key)[1].startswith("training.") else "none has that field"
             names = sorted({plan.experiment.method.name for _, plan in members if plan.experiment.method})
-            raise SpecError(f"sweep.search.space: {key} is a field of no arm (methods: {', '.join(names)}; {what})")
+            raise SpecError(
+                f"sweep.search.space: {key} is a field of no arm (methods: {', '.join(names)}); {_cure(members, key)}"
+            )
     if search.pruner is not None:
         _check_pruner([plan.experiment for (_, plan), space in zip(members, found, strict=True) if space])
     for (cell, _), space in zip(members, found, strict=True):
@@ -322,6 +323,22 @@ def _has(cell: Cell, plan: Plan, key: str) -> bool:
     if head == "models":
         return rest.split(".")[0] in plan.experiment.models
     return True  # no such section: building the experiment says so
+
+
+def _cure(members: Sequence[tuple[Cell, Plan]], key: str) -> str:
+    """What a key that no arm has may have been meant to be."""
+    method, own = own_key(key)
+    head, _, rest = own.partition(".")
+    asked = [plan.experiment for cell, plan in members if method in (None, method_name(cell.values))]
+    if not asked:
+        return f"none of them is {method}"
+    if head == "training":
+        return "none of them trains"
+    if head == "method":
+        known = {name for one in asked if one.method for name in type(one.method).model_fields}
+    else:
+        known = {role for one in asked for role in one.models}
+    return suggest(rest.split(".")[0], known)
 
 
 def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:

@@ -16,7 +16,7 @@ import yaml
 from pyarrow import fs
 
 from graft import costs, runner, runs
-from graft.cluster import Cluster, check_shared, connect
+from graft.cluster import Cluster, check_shared, connect, connecting
 from graft.errors import StoreError
 from graft.pool import MIN_ROWS, RayPool
 from graft.results.arms import arms
@@ -86,6 +86,7 @@ def run_sweep(
     sweep = _Sweep(experiment, members, storage, watcher, store_limit_bytes)
     sweep.begin()
     if sweep.agenda.due:
+        watcher.note(connecting(address))
         with connect(address, f"graft-sweep-{sweep.status.sweep_id}") as cluster:
             sweep.carry_out(cluster, concurrent)
     return sweep.assemble()

@@ -99,7 +99,8 @@ class Wandb:
 
     def __init__(self, sweep_id: str, place: Path) -> None:
         self.wandb, self.sweep_id, self.place = _package("wandb"), sweep_id, place
-        self.known = {path.name.rpartition("-run-")[2] for path in (place / "wandb").glob("*-run-*")}
+        # offline-run-20261128_010809-<run_id>
+        self.known = {path.name.split("-", 3)[-1] for path in (place / "wandb").glob("offline-run-*")}
 
     def log(self, plan: Plan, values: Mapping[str, float]) -> None:
         """Settings as configuration, metrics as the summary."""

@@ -17,7 +17,7 @@ import torch  # noqa: F401 -- before any trial begins, so that every trial's str
 from ray import tune
 
 from graft import planning, runner
-from graft.errors import GraftError, ModelError, PrunedError
+from graft.errors import GraftError, ModelError, OutOfMemoryError, PrunedError
 from graft.spec import Experiment
 from graft.storage import open_storage
 from graft.sweeps.limits import LimitError, limited
@@ -70,7 +70,7 @@ class GraftTrial(tune.Trainable):  # type: ignore[misc]
             }
         except Exception as error:
             log.warning("%s failed", run_id, exc_info=True)
-            self.clean = isinstance(error, GraftError) and not isinstance(error, LimitError)
+            self.clean = isinstance(error, GraftError) and not isinstance(error, LimitError | OutOfMemoryError)
             return {"done": True, "error": runner.reason(error)}
         finally:
             self.store.flush()

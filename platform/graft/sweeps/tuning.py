@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
+from graft.errors import MEMORY_CURE
 from graft.sweeps.agenda import Agenda
 from graft.sweeps.status import Status
 from graft.sweeps.trial import GraftTrial
@@ -54,7 +57,7 @@ def tune_runs(
     """
     trainable = tune.with_resources(tune.with_parameters(trial, work=work), dict(resources))
     trainable.__name__ = trainable.__qualname__ = trial.__name__  # what the dashboard shows of an actor
-    with _settings(), tempfile.TemporaryDirectory(prefix="graft-tune-") as folder:
+    with _settings(), _memory_ends_a_run(), tempfile.TemporaryDirectory(prefix="graft-tune-") as folder:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
@@ -141,9 +144,7 @@ class _Events(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A run's process died, again and again."""
-        known = re.search(r"Worker exit detail: (.{1,160})", trial.get_error() or "")
-        detail = f" ({known[1]})" if known else ""
-        self._ended(trial, None, f"its process died{detail}, each time it was tried; its run.log says how far it came")
+        self._ended(trial, None, death(trial.get_error() or ""))
 
     def _pruned(self, trial: Any, looks: Mapping[int, float]) -> None:
         run_id = trial.config["run_id"]
@@ -163,6 +164,43 @@ class _Events(tune.Callback):  # type: ignore[misc]
         self.status.running.discard(run_id)
         self.agenda.ended(run_id, self.status.done.get(run_id), self.status.failed.get(run_id), seconds or 0.0)
         self.changed(run_id)
+
+
+def death(said: str) -> str:
+    """Why a run's process died, again and again, in a line.
+
+    Args:
+        said: what Ray says of each death.
+    """
+    if low := re.search(r"low on memory.*? was (\S+ used / \S+ limit)", said, re.DOTALL):
+        return (
+            f"ran out of memory (Ray ended its process, each time it was tried: its node had {low[1]}); {MEMORY_CURE}"
+        )
+    known = re.search(r"Worker exit detail: (.{1,160}?)(?:\.? Some common causes|$)", said, re.MULTILINE)
+    detail = f" ({known[1]})" if known else ""
+    # A system that is out of memory kills without a word, and Ray can only guess.
+    cure = f"; if it was killed for memory, {MEMORY_CURE}" if "OOM killer" in said else ""
+    return f"its process died{detail}, each time it was tried; its run.log says how far it came{cure}"
+
+
+@contextlib.contextmanager
+def _memory_ends_a_run() -> Iterator[None]:
+    """A process that Ray ends because its node is low on memory has died like any other, while Tune runs.
+
+    Tune knows no such error and ends the whole sweep by it.
+    """
+    failed = RayActorManager._actor_task_failed
+
+    def as_death(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        failed(self, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = as_death
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = failed
 
 
 @contextlib.contextmanager

@@ -170,7 +170,9 @@ class FileTask(GroupedTask):
         if items is not None:
             _refuse_empty(where, [str(self.item)], [items])
         within = groups if self.item == "id" else None
-        found = _asked(where, folder, table, self.inputs, self.kind, _ids(table, where, prefix, within))
+        named = {"id", *self.inputs, self.label, self.target, self.rationale}
+        others = [name for name in table.column_names if name not in named]
+        found = _asked(where, folder, table, self.inputs, self.kind, _ids(table, where, prefix, within, others))
         for name, source in (("target", self.label or self.target), ("rationale", self.rationale)):
             if source is not None:
                 convert = columns.label if source == self.label else columns.text
@@ -262,7 +264,9 @@ def _single(path: str, tables: dict[str, pa.Table]) -> tuple[str, Path, pa.Table
     return path, source if source.is_dir() else source.parent, next(iter(tables.values()))
 
 
-def _ids(table: pa.Table, where: str, prefix: str, within: pa.ChunkedArray | None = None) -> pa.ChunkedArray:
+def _ids(
+    table: pa.Table, where: str, prefix: str, within: pa.ChunkedArray | None = None, others: Sequence[str] = ()
+) -> pa.ChunkedArray:
     """The file's own ids where it has the column, else ones made from the rows' positions.
 
     Args:
@@ -270,6 +274,7 @@ def _ids(table: pa.Table, where: str, prefix: str, within: pa.ChunkedArray | Non
         where: file, for messages.
         prefix: of made ids.
         within: the groups within which the file's ids are unique; an id is then `GROUP/ID`.
+        others: columns of which `task.where` may ask for one value, in messages.
     """
     if "id" not in table.column_names:
         return pa.chunked_array([pa.array([f"{prefix}{row}" for row in range(table.num_rows)])])
@@ -283,8 +288,25 @@ def _ids(table: pa.Table, where: str, prefix: str, within: pa.ChunkedArray | Non
         raise DataError(
             f"{where}: id {twice[0]!r} is on {twice[1]} rows; make ids unique, or rename the column and the rows are "
             "numbered; where it is one item in several groups, say so by group: and item: id"
+            + _apart(table, ids, others)
         )
     return ids
+
+
+def _apart(table: pa.Table, ids: pa.ChunkedArray, others: Sequence[str]) -> str:
+    """The cure where a file holds several parts, such as splits or languages, whose ids are unique in each part."""
+    names = ids.to_pylist()
+    for name in others:
+        if table.column_names.count(name) > 1 or pa.types.is_nested(table.schema.field(name).type):
+            continue
+        values = table[name].to_pylist()
+        parts = dict.fromkeys(value for value in values if value is not None)
+        # A column that says something else of each row tells rows apart too, and means no parts.
+        if 1 < len(parts) <= len(values) / 2 and len(set(zip(names, values, strict=True))) == len(values):
+            return (
+                f"; where column {name!r} names parts of the file, use one: task.where: {{{name}: {next(iter(parts))}}}"
+            )
+    return ""
 
 
 def _refuse_empty(where: str, names: Sequence[str], values: list[pa.ChunkedArray]) -> None:

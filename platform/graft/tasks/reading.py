@@ -27,12 +27,9 @@ def read_tables(path: str) -> dict[str, pa.Table]:
     Raises:
         DataError: there is no such file, its format is unknown, or it cannot be parsed.
     """
-    # os.path answers where pathlib raises: an unknown ~user, a name that is too long, a folder closed to us.
-    source = Path(os.path.expanduser(path))
+    source = located(path)
     if os.path.isdir(source):
         return {name: _named_labels(table) for name, table in _saved_datasets(source, path).items()}
-    if not os.path.isfile(source):
-        raise DataError(f"{path}: no such file (looked in {Path.cwd()}); paths are relative to the current directory")
     reader = READERS.get(source.suffix.lower())
     if reader is None:
         raise DataError(
@@ -45,6 +42,22 @@ def read_tables(path: str) -> dict[str, pa.Table]:
         cure = CURES[reader]
         raise DataError(f"{path}: cannot be read as {source.suffix}: {_short(error)}; {cure}") from error
     return {"": _named_labels(table)}
+
+
+def located(path: str) -> Path:
+    """Where a file or folder that a spec names lies.
+
+    Args:
+        path: relative to the current directory.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    # os.path answers where pathlib raises: an unknown ~user, a name that is too long, a folder closed to us.
+    source = Path(os.path.expanduser(path))
+    if not os.path.exists(source):
+        raise DataError(f"{path}: no such file (looked in {Path.cwd()}); paths are relative to the current directory")
+    return source
 
 
 def _read_csv(path: Path) -> pa.Table:
