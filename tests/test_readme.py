@@ -74,6 +74,7 @@ def test_the_same_spec_swept_served_and_asked(tmp_path: Path, minilm: str) -> No
     assert key not in (tmp_path / "try" / "keys.json").read_text()
 
 
+@pytest.mark.long
 def test_the_method_of_the_readme_runs_as_a_package_of_its_own(tmp_path: Path, tiny_bert: Path) -> None:
     (code,) = blocks("python", "Adding a method")
     assert len([line for line in code.splitlines() if line.strip()]) < 45

@@ -114,7 +114,7 @@ def stopped(model: Path, folder: Path, at: int) -> None:
             one.run()
 
 
-@pytest.mark.parametrize("at", [5, 9, 14, 22, 29])
+@pytest.mark.parametrize("at", [5, 22, *(pytest.param(at, marks=pytest.mark.long) for at in (9, 14, 29))])
 def test_a_training_that_selects_its_weights_is_killed_and_ends_with_the_same_ones(
     at: int, tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from graft.tasks.worlds import Random, Row
 
 MOST_TRIES = 10_000
 """Draws in a row that may all be held-out rows."""
+MOST_VAIN = 1000
+"""Rows in a row that were all found before: then there are hardly more."""
 
 
 class Generator(Protocol):
@@ -110,10 +112,12 @@ class GeneratedRows:
         """Different rows that are never learned; fewer where there are not so many, none where all are learned."""
         random = generator(self.seed, "held-out")
         found: dict[Row, None] = {}
+        vain = 0
         with contextlib.suppress(DataError):
-            for _ in range(4 * count):
-                if len(found) < count:
-                    found[self.row(random, held_out=True)] = None
+            while len(found) < count and vain < MOST_VAIN:
+                row = self.row(random, held_out=True)
+                vain = vain + 1 if row in found else 0
+                found[row] = None
         return list(found)
 
     def tokens(self, row: Row) -> tuple[list[int], list[int]]:

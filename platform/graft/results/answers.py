@@ -100,20 +100,19 @@ def _costs(standing: Standing, prices: Mapping[str, Priced]) -> list[Sentence]:
         return []
     found = [sentence(f"A run of it costs {_price(own)}.")]
     near = {one.other: one.verdict for one in standing.others if one.verdict in ("equivalent", "undecided")}
-    cheaper = sorted((_key(prices[arm]), arm) for arm in near if arm in prices and _key(prices[arm]) < _key(own))
-    if cheaper:
-        arm = cheaper[0][1]
+    cheapest: dict[str, list[str]] = {}
+    for column, words in PRICES.items():
+        arms = [arm for arm in near if arm in prices and prices[arm].costs[column] < own.costs[column]]
+        if arms:
+            cheapest.setdefault(min(arms, key=lambda arm: (prices[arm].costs[column], arm)), []).append(words)
+    for arm, spared in cheapest.items():
         standing_of = "is equivalent to it" if near[arm] == "equivalent" else "may be as good (undecided)"
         found.append(
-            sentence("The cheapest arm that ", f"{standing_of}: ", strong(arm), f", which costs {_price(prices[arm])}.")
+            sentence(f"Fewer {' and '.join(spared)}: ", strong(arm), f" {standing_of} and costs {_price(prices[arm])}.")
         )
-    elif near:
+    if near and not cheapest:
         found.append(sentence("No arm that may be as good costs less."))
     return found
-
-
-def _key(priced: Priced) -> tuple[float, ...]:
-    return tuple(priced.costs[column] for column in PRICES)
 
 
 def _price(priced: Priced) -> str:

@@ -11,7 +11,7 @@ PRICES = {
     "parameters_trainable": "trainable parameters",
     "seconds": "seconds",
 }
-"""Costs by which the cheaper of two arms is found, the first that differs deciding."""
+"""What an arm costs whoever uses it: column to words."""
 
 
 @dataclass(frozen=True)
