@@ -20,6 +20,10 @@ STEEPEST = 4.0
 """Of c; a larger one is a curve that has reached its end by the second size."""
 
 
+NOTHING = 1e-6
+"""A b below this moves no digit that is shown."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """`a - b n^-c`, or `a + b n^-c` where a lower value is the better one; b and c are not negative."""
@@ -38,6 +42,8 @@ class Fit:
         return self.a + rest if self.falls else self.a - rest
 
     def __str__(self) -> str:
+        if self.b < NOTHING:
+            return f"{self.a:.3f}, flat"
         sign = "+" if self.falls else MINUS
         return f"{self.a:.3f} {sign} {self.b:.3g} · n^{MINUS}{self.c:.2f}"
 
