@@ -235,6 +235,12 @@ def test_a_pruner_without_looks_is_refused(pruned: Experiment, values: dict[str,
         plan_sweep(experiment, members)
 
 
+def test_a_metric_that_the_task_has_not_is_refused() -> None:
+    experiment = swept({"metric": "acuracy", "space": {"method.classifier": {"choice": ["knn", "lda"]}}})
+    with pytest.raises(SpecError, match=r"sweep\.search\.metric: \w+ has no 'acuracy'; did you mean 'accuracy'\?"):
+        plan_sweep(experiment, expand_members(experiment))
+
+
 class TestKeys:
     def test_arms_without_the_field_have_nothing_to_search(self, tmp_path: Path) -> None:
         methods = [{"name": "probe"}, {"name": "tart"}]

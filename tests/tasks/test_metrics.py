@@ -10,7 +10,7 @@ from sklearn import metrics as reference
 
 from graft.errors import DataError
 from graft.results.outcomes import run_metric
-from graft.tasks.metrics import classification, generation, rarer_label
+from graft.tasks.metrics import CLASSIFICATION, GENERATION, classification, generation, rarer_label
 
 RNG = np.random.default_rng(0)
 
@@ -28,6 +28,7 @@ def test_classification_agrees_with_scikit_learn(labels: str) -> None:
     targets, predictions, log_probabilities = scored(400, labels)
     found = classification(targets, predictions, log_probabilities, list(labels))
     probabilities = np.exp(log_probabilities)
+    assert tuple(found) == CLASSIFICATION
     assert found["accuracy"] == pytest.approx(reference.accuracy_score(targets, predictions))
     assert found["balanced_accuracy"] == pytest.approx(reference.balanced_accuracy_score(targets, predictions))
     assert found["macro_f1"] == pytest.approx(reference.f1_score(targets, predictions, average="macro"))
@@ -37,6 +38,10 @@ def test_classification_agrees_with_scikit_learn(labels: str) -> None:
         assert found["auroc"] == pytest.approx(area)
         hot = np.eye(len(labels))[[labels.index(target) for target in targets]]
         assert found["auc_pr"] == pytest.approx(reference.average_precision_score(hot, probabilities))
+
+
+def test_the_metrics_of_free_text_are_those_named() -> None:
+    assert {*generation(["a"], ["b"]), "perplexity"} == set(GENERATION)
 
 
 @pytest.mark.parametrize(("targets", "rarer"), [("aaab", 1), ("abbb", 0), ("aabb", 1)])

@@ -29,10 +29,11 @@ from graft import hashing
 from graft.errors import SpecError, suggest
 from graft.planning import Plan
 from graft.results.tables import LOWER_IS_BETTER, ordered
-from graft.spec import Experiment
+from graft.spec import Experiment, Task
 from graft.storage import local_root, write_atomic
 from graft.sweeps.axes import Cell, method_name, own_key
 from graft.swept import Dimension, Search
+from graft.tasks.metrics import CLASSIFICATION, GENERATION
 from graft.tasks.regimes import fold_count
 
 FIRST_TUNING_SEED = 1000
@@ -246,8 +247,10 @@ def spaces(search: Search, members: Sequence[tuple[Cell, Plan]]) -> list[dict[st
         members: the cells, each with the plan of one of its runs.
 
     Raises:
-        SpecError: a key that no arm has, or a value that the field cannot have.
+        SpecError: a key that no arm has, a value that the field cannot have, or a metric that the task has not.
     """
+    for _, plan in members:
+        _check_metric(search.metric, plan)
     found = [
         {own_key(key)[1]: dimension for key, dimension in search.space.items() if _has(cell, plan, key)}
         for cell, plan in members
@@ -268,6 +271,13 @@ def spaces(search: Search, members: Sequence[tuple[Cell, Plan]]) -> list[dict[st
                 except SpecError as error:
                     raise SpecError(f"sweep.search.space: {key}={end}: {error}") from error
     return found
+
+
+def _check_metric(metric: str | None, plan: Plan) -> None:
+    task, known = plan.experiment.task, GENERATION if plan.dataset.labels is None else CLASSIFICATION
+    # What a task judges by itself shows when the first setting is judged.
+    if metric is not None and metric not in known and type(task).judged is Task.judged:
+        raise SpecError(f"sweep.search.metric: {task.name} has no {metric!r}; {suggest(metric, known)}")
 
 
 def _check_pruner(experiments: Sequence[Experiment]) -> None:

@@ -39,6 +39,12 @@ def perplexity(log_probabilities: Iterable[float], tokens: Iterable[int]) -> flo
     return float(np.exp(-sums.sum() / counts.sum()))
 
 
+CLASSIFICATION = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auc_pr", "log_loss", "ece")
+"""Metrics of a classification."""
+GENERATION = ("exact_match", "f1", "chrf", "parsed", "perplexity")
+"""Metrics of free text."""
+
+
 def classification(
     targets: Sequence[str],
     predictions: Sequence[str],
