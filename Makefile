@@ -5,7 +5,7 @@ PORT ?= 8000
 # Constraints pin every package to the version that the tests ran with.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test test-slow test-long test-all lint typecheck bench clean
+.PHONY: help setup demo test test-quick test-long test-all lint typecheck bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,11 +27,12 @@ demo: setup ## sweep the quickstart (every probe on a real task; a small generat
 submit: setup ## run SPEC=jobs/specs/... as a job on a cluster [STORAGE=URI] [ADDRESS=http://head:8265]
 	$(BIN)/python jobs/submit.py $(SPEC) $(if $(STORAGE),--storage $(STORAGE)) $(if $(ADDRESS),--address $(ADDRESS))
 
-test: setup ## run the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster and not long'
+# One session for all of them: a cluster and a server are started once for what they share.
+test: setup ## run the tests that every change must pass: a quarter of an hour on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not gpu and not long'
 
-test-slow: setup ## run those that take minutes: every PEFT type, killed sweeps, several Ray nodes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m '(slow or cluster) and not gpu and not long'
+test-quick: setup ## of these, those that take seconds each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster and not long'
 
 test-long: setup ## run those that take longest: a Slurm cluster, trainings and sweeps killed in every way
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long and not gpu'

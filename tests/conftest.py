@@ -223,5 +223,12 @@ def ray_cluster(no_process_survives: None) -> Iterator[Any]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts a cluster comes first: the longest files last would leave one of two workers idle."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+    """What takes longest comes first: a long file at the end would be carried out alone."""
+    items.sort(key=_haste)
+
+
+def _haste(item: pytest.Item) -> int:
+    for place, mark in enumerate(("cluster", "slow")):
+        if item.get_closest_marker(mark) is not None:
+            return place
+    return 2 if "ray_cluster" in getattr(item, "fixturenames", ()) else 3

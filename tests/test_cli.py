@@ -267,7 +267,7 @@ sweep:
     assert "num_shots" in (folder / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_it_says_so_and_the_same_command_goes_on(desk: Path) -> None:
     # A shell starts background jobs with the signal ignored, and children inherit that: a user's terminal does not.
     process = subprocess.Popen(

@@ -116,6 +116,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_computed_twice(
     assert matrix(pooled["embedding"]) == pytest.approx(matrix(alone["embedding"]), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.long
 def test_rationales_of_many_rows_are_written_by_the_pool(
     cluster: Cluster, tiny_llama: Path, store: ColumnStore, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_all_cpus_taken_is_said_at_once(
         remove_placement_group(taken)
 
 
+@pytest.mark.long
 def test_more_than_ten_thousand_rows_of_a_file_go_through_the_pool(
     cluster: Cluster, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +213,7 @@ assert "ray" not in sys.modules
     subprocess.run([sys.executable, "-c", program, repr(values)], cwd=tmp_path, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_that_end_every_process_are_given_up(
     cluster: Cluster, tiny_bert: Path, store: ColumnStore, tmp_path: Path
 ) -> None:

@@ -205,7 +205,7 @@ def test_a_hybrid_heads_loss_does_not_depend_on_how_a_batch_is_shared() -> None:
     assert parts == pytest.approx(whole, rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hybrid_head_learns_to_correct_its_base(tmp_path: Path) -> None:
     node = HeadNode({"kind": "hybrid", "components": 4, "width": 32, "layers": 2, "heads": 2}, 0)
     batches = mixed.MixedBatches(MIXED.model_copy(update={"tasks_per_batch": 16}), 0)

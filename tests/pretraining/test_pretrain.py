@@ -160,7 +160,7 @@ SLOWLY = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_both_stages_it_ends_with_the_weights_of_an_undisturbed_training(
     path: Path, home: Path, tmp_path: Path
 ) -> None:
@@ -191,7 +191,7 @@ def test_killed_in_both_stages_it_ends_with_the_weights_of_an_undisturbed_traini
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_processes_one_trains_and_the_other_reads(path: Path, home: Path, tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(recipe(path, training=SLOWLY).to_yaml())
     first = graft(str(tmp_path / "spec.yaml"))

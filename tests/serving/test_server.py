@@ -336,7 +336,7 @@ def test_interrupted_while_it_starts_it_leaves_nothing_behind(storage: Path, run
     assert wrong(err) == "stopped while it was starting\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_a_cluster_that_is_there_it_takes_only_itself_away(storage: Path, run_ids: dict[str, str]) -> None:
     with connect(None, "there") as cluster:
         import ray

@@ -239,7 +239,7 @@ def test_a_fault_and_a_death_are_rows_and_the_others_go_on(careless: Path) -> No
     assert "this method has a fault" in (folder / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_ray_ends_for_memory_is_a_row_and_the_others_go_on(careless: Path) -> None:
     memory = psutil.virtual_memory()
     if memory.available < 6 * 2**30:

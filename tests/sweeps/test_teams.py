@@ -20,7 +20,7 @@ def test_what_stopped_a_training_travels_as_data() -> None:
     assert "stopped after 4 steps" in str(error)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_team_has_its_places(ray_cluster: Any, tiny_llama: Path, tmp_path: Path) -> None:
     """Two CPUs and two trainings of two workers each: one after the other, and each what one process gives."""
     (tmp_path / "rows.csv").write_text("text,topic\n" + "\n".join(LINES) + "\n")

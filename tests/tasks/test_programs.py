@@ -133,7 +133,9 @@ def test_the_authors_solutions_pass(name: str, kind: type[ProgramTask]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind"), [("humaneval", HumanEval), ("mbpp", Mbpp)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("humaneval", HumanEval), pytest.param("mbpp", Mbpp, marks=pytest.mark.long)]
+)
 def test_all_the_authors_solutions_pass(name: str, kind: type[ProgramTask]) -> None:
     path = SHARED / f"{name}.parquet"
     if not path.exists():

@@ -76,7 +76,7 @@ def test_two_workers_train_as_this_process(
 @pytest.mark.parametrize(
     ("how", "kind", "expected", "builds"),
     [
-        ("known", ModelError, "^this model cannot be built here; use another$", 1),
+        pytest.param("known", ModelError, "^this model cannot be built here; use another$", 1, marks=pytest.mark.long),
         pytest.param(
             "unknown",
             TrainingError,
