@@ -236,8 +236,8 @@ def test_a_pruner_without_looks_is_refused(pruned: Experiment, values: dict[str,
 
 
 def test_a_metric_that_the_task_has_not_is_refused() -> None:
-    experiment = swept({"metric": "acuracy", "space": {"method.classifier": {"choice": ["knn", "lda"]}}})
-    with pytest.raises(SpecError, match=r"sweep\.search\.metric: \w+ has no 'acuracy'; did you mean 'accuracy'\?"):
+    experiment = swept({"metric": "accuracies", "space": {"method.classifier": {"choice": ["knn", "lda"]}}})
+    with pytest.raises(SpecError, match=r"sweep\.search\.metric: \w+ has no 'accuracies'; did you mean 'accuracy'\?"):
         plan_sweep(experiment, expand_members(experiment))
 
 
