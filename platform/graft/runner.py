@@ -34,7 +34,8 @@ from graft.models import recipes
 from graft.node import Context, Node, Trains
 from graft.planning import Plan, plan
 from graft.pool import RayPool
-from graft.results.records import Record, Result, metric_table, test_values, write_table
+from graft.results.files import write_table
+from graft.results.records import Record, Result, metric_table, test_values
 from graft.seeds import fresh_streams
 from graft.spec import Experiment
 from graft.storage import (

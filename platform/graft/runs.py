@@ -10,7 +10,8 @@ from pyarrow import fs
 from graft import models
 from graft.errors import DataError
 from graft.graph import Graph
-from graft.results.records import METRICS, PREDICTIONS, Result, read_table
+from graft.results.files import read_table
+from graft.results.records import METRICS, PREDICTIONS, Result
 from graft.spec import Experiment, ModelSource
 from graft.storage import exists, local_root, open_storage, read_bytes
 

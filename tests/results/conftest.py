@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from graft.results.records import Record, failure_table, metric_table, write_table
+from graft.results.files import write_table
+from graft.results.records import Record, failure_table, metric_table
 from graft.results.searches import SEARCH
 from graft.storage import open_storage
 from graft.tasks.metrics import classification, normalised

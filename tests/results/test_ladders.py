@@ -11,9 +11,10 @@ import yaml
 from scipy import stats
 
 from graft.results.comparisons import Comparison, compare_rungs
+from graft.results.files import write_table
 from graft.results.ladders import ladders
 from graft.results.outcomes import outcomes
-from graft.results.records import failure_table, metric_table, write_table
+from graft.results.records import failure_table, metric_table
 from graft.results.report import write_report
 from graft.results.tables import grids, summary, terminal
 from graft.storage import open_storage

@@ -7,8 +7,9 @@ import yaml
 from rich.console import Console
 
 from graft.errors import DataError
+from graft.results.files import write_table
 from graft.results.listing import details, run_table
-from graft.results.records import COSTS, METRICS, metric_table, write_table
+from graft.results.records import COSTS, METRICS, metric_table
 from graft.storage import open_storage, write_atomic
 
 

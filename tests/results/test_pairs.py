@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 from graft import cli
 from graft.errors import DataError
 from graft.results.comparisons import compare_named
+from graft.results.files import write_table
 from graft.results.outcomes import outcomes
 from graft.results.pairs import compare_pair
-from graft.results.records import failure_table, write_table
+from graft.results.records import failure_table
 from graft.results.words import limits, p_text, signed
 from graft.storage import open_storage
 

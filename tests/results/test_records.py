@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.errors import DataError, StoreError
+from graft.results.files import read_table, write_table
 from graft.results.predictions import load_predictions
 from graft.results.records import (
     METRICS,
@@ -24,9 +25,7 @@ from graft.results.records import (
     git_commit,
     load_metrics,
     metric_table,
-    read_table,
     with_column,
-    write_table,
 )
 from graft.results.searches import SEARCH, load_searches
 from graft.storage import open_storage

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from graft.errors import DataError
-from graft.results.records import failure_table, metric_table, write_table
+from graft.results.files import write_table
+from graft.results.records import failure_table, metric_table
 from graft.results.report import gather, write_report
 from graft.storage import open_storage
 

@@ -11,10 +11,11 @@ import pytest
 from graft import runner
 from graft.results.arms import arms
 from graft.results.comparisons import compare_best, compare_rungs, compare_with_baseline
+from graft.results.files import write_table
 from graft.results.outcomes import outcomes
 from graft.results.predictions import load_predictions
 from graft.results.prices import Priced, front
-from graft.results.records import load_metrics, write_table
+from graft.results.records import load_metrics
 from graft.results.report import gather, write_report
 from graft.results.resampling import DRAWS
 from graft.results.searches import expected_best, load_searches

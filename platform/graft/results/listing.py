@@ -13,7 +13,8 @@ from pyarrow import fs
 
 from graft.errors import DataError, StoreError
 from graft.results.arms import arms
-from graft.results.records import COSTS, METRICS, read_table, test_values
+from graft.results.files import read_table
+from graft.results.records import COSTS, METRICS, test_values
 from graft.results.tables import main_metric, summary, terminal
 from graft.storage import children, exists, open_storage, read_bytes
 from graft.store import ColumnStore

@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from graft.errors import SpecError, StoreError
+from graft.results.files import read_table
 from graft.results.outcomes import COLUMNS
-from graft.results.records import METRICS, PREDICTIONS, read_table, run_folders
+from graft.results.records import METRICS, PREDICTIONS, run_folders
 from graft.storage import exists, open_storage
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """What is kept of a run: one Parquet row per metric, and reading runs back.
 
-`metrics.parquet` is written last, so its presence says that a run is done. Tables outlive the graft that wrote them:
-`read_table` brings an older one up to date and refuses what only another graft understands.
+`metrics.parquet` is written last, so its presence says that a run is done.
 """
 
 import dataclasses
@@ -10,7 +9,7 @@ import json
 import logging
 import platform
 import subprocess
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyarrow import fs
 
-from graft.errors import DataError, StoreError, suggest
+from graft.errors import DataError, suggest
 from graft.results.ablations import FULL
-from graft.storage import children, exists, local_root, open_storage, write_atomic
+from graft.results.files import read_table
+from graft.storage import children, exists, open_storage
 
 if TYPE_CHECKING:
     from graft.graph import Graph
@@ -82,9 +81,6 @@ PREDICTIONS = pa.schema(
     ]
 )
 """The columns of `predictions.parquet` that mean the same in every task; beside them stand the task's and method's."""
-
-WRITER = b"graft"
-"""Key of the Parquet metadata that names the version of graft that wrote the file."""
 
 PACKAGES = ("torch", "transformers", "scikit-learn", "pyarrow", "numpy")
 """Packages whose versions may change a number."""
@@ -174,93 +170,6 @@ def test_values(metrics: pa.Table) -> dict[str, float | None]:
 def failure_table(record: Record) -> pa.Table:
     """The one row of a failed run: no metric, no value, status failed and the error."""
     return pa.Table.from_pylist([record.row() | {"status": "failed"}], schema=METRICS)
-
-
-def write_table(files: fs.FileSystem, path: str, table: pa.Table) -> None:
-    """Write a table as Parquet (zstd, page checksums) that is either absent or whole and says which graft wrote it.
-
-    Raises:
-        StoreError: the storage refuses.
-    """
-    sink = pa.BufferOutputStream()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), WRITER: _own_version()})
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    write_atomic(files, path, sink.getvalue())
-
-
-def read_table(
-    files: fs.FileSystem,
-    path: str,
-    schema: pa.Schema | None = None,
-    others: bool = False,
-    columns: Collection[str] | None = None,
-) -> pa.Table:
-    """Read a table that some version of graft has written, every page checked.
-
-    Args:
-        files: the storage.
-        path: of the file in it.
-        schema: columns and types that this graft knows. Columns that an older graft did not write are null; None takes
-            the table as it is.
-        others: the table may have columns beside `schema`, and need not have all of it.
-        columns: read no others; None reads all.
-
-    Raises:
-        StoreError: the file is missing or damaged.
-        DataError: another graft wrote it, with a column that this one does not know or cannot read.
-    """
-    try:
-        with files.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream, page_checksum_verification=True)
-            names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
-            table = file.read(names)
-        table.validate(full=True)
-        table.schema.to_string()  # decodes what the footer says, which has no checksum
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no such file; the run is not done: give the same command again") from None
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        reason = " ".join(str(error).split())
-        raise StoreError(f"{path}: damaged: {reason}; delete its folder and give the same command again") from error
-    return table if schema is None else _migrated(table, schema, others, _place(files, path))
-
-
-def _migrated(table: pa.Table, schema: pa.Schema, others: bool, place: str) -> pa.Table:
-    """The table as this graft would have written it."""
-    for name in () if others else table.column_names:
-        if name not in schema.names:
-            raise _refusal(table, place, f"column {name!r} is not known to")
-    for known in schema:
-        if known.name in table.column_names:
-            column = table[known.name]
-            try:
-                cast = column.cast(known.type)
-            except pa.ArrowException:
-                reason = f"column {known.name!r} is {column.type}, which is no {known.type} as in"
-                raise _refusal(table, place, reason) from None
-            table = table.set_column(table.column_names.index(known.name), known, cast)
-        elif not others:
-            table = table.append_column(known, pa.nulls(table.num_rows, known.type))
-    return table if others else table.select(schema.names)
-
-
-def _refusal(table: pa.Table, place: str, reason: str) -> DataError:
-    writer = (table.schema.metadata or {}).get(WRITER)
-    by = f"graft {writer.decode(errors='replace')}" if writer else "another graft"
-    return DataError(
-        f"{place}: {reason} graft {_own_version()}; {by} wrote it: read it with that one, or run the spec again in "
-        "another --storage"
-    )
-
-
-def _place(files: fs.FileSystem, path: str) -> str:
-    """A file's path for people: whole where it is on this machine."""
-    root = local_root(files) if isinstance(files, fs.SubTreeFileSystem) else None
-    return str(root / path) if root else path
-
-
-@functools.cache
-def _own_version() -> str:
-    return environment().get("graft", "that is not installed")
 
 
 def environment() -> dict[str, str]:

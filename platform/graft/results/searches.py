@@ -10,7 +10,7 @@ from math import comb
 import pyarrow as pa
 
 from graft.errors import SpecError
-from graft.results.records import read_table
+from graft.results.files import read_table
 from graft.storage import exists, open_storage
 
 FILE = "search.parquet"

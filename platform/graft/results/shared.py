@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from graft.errors import SpecError, StoreError
-from graft.results.records import read_table, write_table
+from graft.results.files import read_table, write_table
 from graft.storage import exists, open_storage
 
 log = logging.getLogger(__name__)

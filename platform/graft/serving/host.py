@@ -15,7 +15,7 @@ from typing import Any
 from graft import runs
 from graft.cluster import Cluster, check_shared, connect, connecting
 from graft.errors import SpecError
-from graft.results.records import read_table
+from graft.results.files import read_table
 from graft.serving.deployment import deployed, watch
 from graft.serving.gate import Limits
 from graft.serving.keys import Keys, hash_key, new_key, read_keys

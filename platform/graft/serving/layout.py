@@ -19,7 +19,8 @@ from graft.execution import class_path
 from graft.graph import Graph
 from graft.hashing import digest
 from graft.node import Node
-from graft.results.records import METRICS, read_table
+from graft.results.files import read_table
+from graft.results.records import METRICS
 
 ANSWER = ("prediction", "scores")
 """What is left of a row's columns at the end."""

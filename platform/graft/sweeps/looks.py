@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from pyarrow import fs
 
-from graft.results.records import read_table
+from graft.results.files import read_table
 from graft.storage import exists, read_bytes, write_atomic
 
 

@@ -20,7 +20,8 @@ from graft.cluster import Cluster, check_shared, connect, connecting
 from graft.errors import StoreError
 from graft.pool import MIN_ROWS, RayPool
 from graft.results.arms import arms
-from graft.results.records import Result, failure_table, with_column, write_table
+from graft.results.files import write_table
+from graft.results.records import Result, failure_table, with_column
 from graft.results.report import write_report
 from graft.results.searches import FILE as SEARCHES
 from graft.results.searches import SEARCH
