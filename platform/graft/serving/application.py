@@ -190,7 +190,9 @@ def build(layout: Layout, keys: Keys, limits: Limits, resources: Mapping[str, di
         # A model that dies while loading would die again: once is enough to say so.
         "max_constructor_retry_count": 1,
         "health_check_period_s": 5,
-        "graceful_shutdown_timeout_s": 5,
+        # An update starts what is new beside what is old, which ends once it has answered all it was asked.
+        "max_surge_percent": 100,
+        "graceful_shutdown_timeout_s": limits.seconds,
         "graceful_shutdown_wait_loop_s": 0.2,
         # The gate keeps the queue short; readiness is asked beside it.
         "max_ongoing_requests": 2 * limits.waiting_requests,

@@ -102,7 +102,7 @@ def _resources(layout: Layout, cluster: Cluster) -> dict[str, dict[str, float]]:
     import ray
 
     free = ray.available_resources()
-    wanting = [name for name, device in layout.devices.items() if device in ("auto", "cuda")]
+    wanting = _wanting_gpu(layout)
     count = len(layout.devices)
     cpus = _share(cluster.cpus if cluster.local else free.get("CPU", 0.0), count, ours=cluster.local)
     gpus = min(1.0, _share(free.get("GPU", 0.0), max(len(wanting), 1), ours=cluster.local))
@@ -111,6 +111,28 @@ def _resources(layout: Layout, cluster: Cluster) -> dict[str, dict[str, float]]:
             f"{count} deployments need a CPU, the cluster at {cluster.address} has none free; wait, or stop a job there"
         )
     return {name: {"num_cpus": cpus, "num_gpus": gpus if name in wanting else 0.0} for name in layout.devices}
+
+
+def fixed_resources(layout: Layout, cpus: float, gpus: float | None) -> dict[str, dict[str, float]]:
+    """The same logical CPUs and GPUs for each replica, however much of the cluster is in use.
+
+    Args:
+        layout: what is served.
+        cpus: of each replica.
+        gpus: of each whose model may use one; None: one where the cluster has any.
+    """
+    import ray
+
+    wanting = _wanting_gpu(layout)
+    if gpus is None:
+        has_gpu = bool(wanting) and ray.is_initialized() and ray.cluster_resources().get("GPU", 0.0) >= 1
+        gpus = 1.0 if has_gpu else 0.0
+    return {name: {"num_cpus": cpus, "num_gpus": gpus if name in wanting else 0.0} for name in layout.devices}
+
+
+def _wanting_gpu(layout: Layout) -> list[str]:
+    """Deployments whose models may lie on a GPU."""
+    return [name for name, device in layout.devices.items() if device in ("auto", "cuda")]
 
 
 def _share(free: float, count: int, ours: bool) -> float:

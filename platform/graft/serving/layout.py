@@ -54,6 +54,13 @@ class ServedRun:
     segments: tuple[Segment, ...]
     nodes: tuple[dict[str, Any], ...]
     """What `/v1/graph` says of each node."""
+    aliases: tuple[str, ...] = ()
+    """Other names that clients may ask for it by."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that clients may call it."""
+        return (self.run_id, *self.aliases)
 
 
 @dataclass(frozen=True)

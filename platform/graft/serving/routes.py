@@ -35,7 +35,7 @@ class Models(Protocol):
 
 def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: Models) -> FastAPI:
     """The application that answers for these runs."""
-    known = {run.run_id: run for run in runs}
+    known = {name: run for run in runs for name in run.names}
     app = FastAPI(title="graft", version=version("graft-compose"), redoc_url=None)
     app.add_middleware(Gate, keys=keys, limits=limits)
     app.add_exception_handler(Refusal, _refused)
@@ -57,7 +57,11 @@ def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: Models)
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         """The runs that are served."""
-        data = [{"id": run.run_id, "object": "model", "created": run.created, "owned_by": "graft"} for run in runs]
+        data = [
+            {"id": name, "object": "model", "created": run.created, "owned_by": "graft", "root": run.run_id}
+            for run in runs
+            for name in run.names
+        ]
         return {"object": "list", "data": data}
 
     @app.get("/v1/graph")
