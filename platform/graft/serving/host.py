@@ -102,7 +102,7 @@ def serve(
             _listen(stop)  # Ray has put its own handlers in place of these
             for root in {local_root(run.files) for run in layout.runs} - {None}:
                 check_shared(cluster, str(root))
-            note(f"loading models: {', '.join(layout.devices)}")
+            note(f"loading models: {', '.join(layout.deployments)}")
             with deployed(layout, keys, limits or Limits(), cluster, host, port, stop) as ready:
                 if ready:
                     announce(Server(_url(host, port), layout, cluster, key))
