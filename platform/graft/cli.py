@@ -205,7 +205,10 @@ def predict(
 
 @app.command()
 def serve(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="run_ids or run folders.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN... [serve.key=value]...", help="run_ids or run folders; fields of their serve."),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     api_keys: Annotated[

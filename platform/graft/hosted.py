@@ -1,5 +1,6 @@
 """The section `serve` of a spec: what each model of a finished run is given where it is hosted. It changes no answer."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -53,13 +54,23 @@ class Serving(Hosting):
 
         for role, changes in self.models.items():
             if role not in (*ROLES, *AUGMENTING):
-                raise PydanticCustomError("unknown_key", "models: {cure}", {"cure": f"'{role}'; {suggest(role, ROLES)}"})
+                raise PydanticCustomError(
+                    "unknown_key", "models: {cure}", {"cure": f"'{role}'; {suggest(role, ROLES)}"}
+                )
             self.of(role)
             for key in changes:
                 if key not in Hosting.model_fields:
                     cure = f"models.{role}: unknown key '{key}'; {suggest(key, Hosting.model_fields)}"
                     raise PydanticCustomError("unknown_key", "{cure}", {"cure": cure})
         return self
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with other fields.
+
+        Raises:
+            SpecError: one is unknown, or has no such value.
+        """
+        return self.from_mapping({**self.model_dump(exclude_unset=True), **changes}, "serve")
 
     def of(self, *roles: str) -> Hosting:
         """What a model that plays these roles is given; where they differ in it, the last one counts."""

@@ -152,7 +152,9 @@ class Ingress:
                 stream = self._handle(writing).options(stream=True).write.remote(writing)
                 try:
                     async for message in stream:
-                        items = [(number, _beyond(piece, behind, number)) for number, piece in _sound(message, writing).items]
+                        items = [
+                            (number, _beyond(piece, behind, number)) for number, piece in _sound(message, writing).items
+                        ]
                         for number, piece in items:
                             said[number] = said.get(number, "") + piece.text
                         yield items

@@ -109,7 +109,7 @@ def _lay_out(served: ServedRuns) -> Layout:
         if alias in run_ids.values():
             raise SpecError(f"args: aliases.{alias}: is the name of a run itself; choose another")
         aliases.setdefault(run_ids[name], []).append(alias)
-    layout = lay_out(list(found.values()), served.serve)
+    layout = lay_out(list(found.values()), served.serve and served.serve.model_dump(exclude_unset=True))
     named = (dataclasses.replace(run, aliases=tuple(aliases.get(run.run_id, ()))) for run in layout.runs)
     return dataclasses.replace(layout, runs=tuple(named))
 

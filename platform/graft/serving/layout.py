@@ -8,7 +8,7 @@ costs more than they do.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from graft import models, runs
 from graft.execution import class_path
 from graft.graph import Graph
 from graft.hashing import digest
-from graft.hosted import Hosting, Serving
+from graft.hosted import Hosting
 from graft.node import Node
 from graft.results.files import read_table
 from graft.results.records import METRICS
@@ -94,25 +94,25 @@ class Layout:
 class _Plot:
     """A layout in the making: what deployments are called, and what is known of them."""
 
-    serve: Serving | None
+    serve: Mapping[str, Any]
     names: dict[str, str] = field(default_factory=dict)
     devices: dict[str, str] = field(default_factory=dict)
     models: dict[str, tuple[str, ...]] = field(default_factory=dict)
     hosting: dict[str, Hosting] = field(default_factory=dict)
 
 
-def lay_out(found: Sequence[tuple[fs.SubTreeFileSystem, str]], serve: Serving | None = None) -> Layout:
+def lay_out(found: Sequence[tuple[fs.SubTreeFileSystem, str]], serve: Mapping[str, Any] | None = None) -> Layout:
     """Load the graphs (not their weights) and share out their nodes.
 
     Args:
         found: file system and folder of each finished run; a run that is named twice is served once.
-        serve: what the models are given; None for what each run's own spec says. A model that several runs share is
+        serve: fields that differ from the section `serve` of each run's own spec. A model that several runs share is
             given what the first of them says.
 
     Raises:
-        GraftError: a run is damaged, or a model has changed since.
+        GraftError: a run is damaged, a model has changed since, or a field is wrong.
     """
-    plot = _Plot(serve)
+    plot = _Plot(serve or {})
     served: dict[str, ServedRun] = {}
     for files, folder in found:
         run = _served(files, folder, plot)
@@ -128,12 +128,13 @@ def lay_out(found: Sequence[tuple[fs.SubTreeFileSystem, str]], serve: Serving | 
 def _served(files: fs.SubTreeFileSystem, folder: str, plot: _Plot) -> ServedRun:
     spec, graph = runs.read_spec(files, folder), runs.load_graph(files, folder)
     owners = _owners(graph, spec.scaling.device, plot.names)
+    serving = spec.serve.changed(plot.serve)
     for owner in dict.fromkeys(owners):
         plot.devices.setdefault(owner, spec.scaling.device)
         own = (node.handles().values() for node, its in zip(graph.nodes, owners, strict=True) if its == owner)
         held = sorted({handle.fingerprint for handles in own for handle in handles})
         plot.models.setdefault(owner, tuple(held))
-        plot.hosting.setdefault(owner, (plot.serve or spec.serve).of(*_roles(spec, held)))
+        plot.hosting.setdefault(owner, serving.of(*_roles(spec, held)))
     metrics = f"{folder}/metrics.parquet"
     segments, last = _segments(graph, owners), graph.nodes[-1]
     speaker = getattr(last, "speaker", None)

@@ -82,7 +82,9 @@ def _column(values: list[Any], kind: str, name: str) -> pa.ChunkedArray:
         if kind == "vector":
             _each(values, where, _is_vector, "a list of finite numbers")
         if kind in ("image", "audio"):
-            return pa.chunked_array([pa.array([_bytes(value, where, row) for row, value in enumerate(values)], pa.binary())])
+            return pa.chunked_array(
+                [pa.array([_bytes(value, where, row) for row, value in enumerate(values)], pa.binary())]
+            )
         raw = pa.chunked_array([pa.array(values)])
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{where}: not {kind} as this run reads it ({type(error).__name__})") from error

@@ -51,7 +51,9 @@ class Loaded:
         values = [value for name in self.graph.inputs for value in work.rows[name].to_pylist()]
         if kind == "messages":
             # What stands beside a conversation is text.
-            values = [text for one in values for text in ([one] if isinstance(one, str) else [t["content"] for t in one])]
+            values = [
+                text for one in values for text in ([one] if isinstance(one, str) else [t["content"] for t in one])
+            ]
         return int(handle.count_tokens(values).sum())
 
 

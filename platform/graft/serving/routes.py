@@ -35,8 +35,6 @@ from graft.serving.text_schemas import ChatRequest, CompletionRequest
 from graft.serving.wire import Examples
 
 
-
-
 class Models(texts.Models, Protocol):
     """The deployments behind the routes."""
 
@@ -184,7 +182,9 @@ def _examples(run: ServedRun, asked: ClassifyRequest) -> Examples | None:
         raise Refusal(422, message, "not_supported", "examples")
     labels = [one.label for one in asked.examples]
     if len(set(labels)) < 2:
-        raise Refusal(422, "examples: have one label only; give at least two to tell apart", "invalid_input", "examples")
+        raise Refusal(
+            422, "examples: have one label only; give at least two to tell apart", "invalid_input", "examples"
+        )
     try:
         return Examples.of(example_table([one.input for one in asked.examples], labels, run.inputs, run.kind))
     except DataError as error:

@@ -65,7 +65,12 @@ class TextRequest(Body):
 class CompletionRequest(TextRequest):
     """Prompts that a run's answering model, adapted as it is, goes on with."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {**UNSUPPORTED, "best_of": (1,), "echo": (False,), "suffix": ("",)}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **UNSUPPORTED,
+        "best_of": (1,),
+        "echo": (False,),
+        "suffix": ("",),
+    }
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
     """Read verbatim; no template is put around it."""

@@ -1,7 +1,7 @@
 """Completions and chat: what a request asks of the models, and the texts in OpenAI's shapes, whole or as they come.
 
-    POST /v1/completions        the run's answering model goes on with a prompt, verbatim
-    POST /v1/chat/completions   the whole graph answers a row, which is the last word of the conversation
+POST /v1/completions        the run's answering model goes on with a prompt, verbatim
+POST /v1/chat/completions   the whole graph answers a row, which is the last word of the conversation
 """
 
 import json
@@ -134,7 +134,9 @@ async def complete(
         Refusal: the run writes no text, or what is asked is too much.
     """
     if not run.writes:
-        raise Refusal(400, f"model: {run.run_id} holds no model that writes text; ask it by /v1/classify", "no_text", "model")
+        raise Refusal(
+            400, f"model: {run.run_id} holds no model that writes text; ask it by /v1/classify", "no_text", "model"
+        )
     prompts = (asked.prompt,) if isinstance(asked.prompt, str) else tuple(asked.prompt)
     manner = _manner(asked, asked.max_tokens, "max_tokens", asked.logprobs, limits)
     shape = _shape(False, run, asked, request)
@@ -153,7 +155,9 @@ async def chat(run: ServedRun, asked: ChatRequest, models: Models, limits: Limit
     except DataError as error:
         raise Refusal(422, str(error).replace("input[0]", "messages", 1), "invalid_input", "messages") from error
     if asked.top_logprobs is not None and not asked.logprobs:
-        raise Refusal(422, "top_logprobs: is told beside logprobs; set logprobs to true too", "invalid_field", "top_logprobs")
+        raise Refusal(
+            422, "top_logprobs: is told beside logprobs; set logprobs to true too", "invalid_field", "top_logprobs"
+        )
     name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     manner = _manner(asked, asked.max_completion_tokens or asked.max_tokens, name, logprobs, limits)
@@ -187,7 +191,9 @@ def _item(run: ServedRun, messages: Sequence[Message]) -> Any:
     if run.kind == "messages" and len(run.inputs) == 1:
         return [{"role": _role(turn.role), "content": _text(turn.content)} for turn in messages]
     if len(messages) != 1 or messages[0].role != "user":
-        message = f"messages: {run.run_id} was measured on single rows, not on conversations; send one message of the user"
+        message = (
+            f"messages: {run.run_id} was measured on single rows, not on conversations; send one message of the user"
+        )
         raise Refusal(422, message, "not_supported", "messages")
     content = messages[0].content
     if run.kind in ("image", "audio"):
@@ -210,7 +216,9 @@ def _text(content: str | list[dict[str, Any]]) -> str:
         return content
     texts = [part.get("text") if part.get("type") == "text" else None for part in content]
     if not all(isinstance(text, str) for text in texts):
-        raise Refusal(422, "messages: this run reads text; every part must be of type text", "invalid_input", "messages")
+        raise Refusal(
+            422, "messages: this run reads text; every part must be of type text", "invalid_input", "messages"
+        )
     return "".join(map(str, texts))
 
 
@@ -224,12 +232,12 @@ def _media(content: str | list[dict[str, Any]], kind: str) -> str:
         return str(inner.get("url"))
     if kind == "audio" and part.get("type") == "input_audio" and isinstance(inner, dict):
         return f"data:audio/{inner.get('format', 'wav')};base64,{inner.get('data')}"
-    raise Refusal(422, f"messages: this run reads one {kind}; send it alone, as a data URI", "invalid_input", "messages")
+    raise Refusal(
+        422, f"messages: this run reads one {kind}; send it alone, as a data URI", "invalid_input", "messages"
+    )
 
 
-def _manner(
-    asked: TextRequest, tokens: int | None, field: str, logprobs: int | None, limits: Limits
-) -> Manner:
+def _manner(asked: TextRequest, tokens: int | None, field: str, logprobs: int | None, limits: Limits) -> Manner:
     """How the texts are to be written.
 
     Raises:
@@ -335,5 +343,3 @@ def spend(request: Request, tokens: int) -> None:
     charge = getattr(request.state, "spent", None)
     if charge is not None:
         charge(tokens)
-
-

@@ -131,4 +131,3 @@ class Residence:
     """Texts being written now."""
     waiting: int
     """Texts that wait for that."""
-

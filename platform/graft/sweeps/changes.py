@@ -45,7 +45,13 @@ def _newest(name: str, sweep_id: str, files: fs.SubTreeFileSystem) -> tuple[str,
         except (OSError, yaml.YAMLError):
             continue  # another sweep's file is no reason to stop
         if isinstance(values, Mapping) and values.get("name") == name:
-            found.append((info.mtime_ns or 0, folder, {key: value for key, value in values.items() if key not in ("runs", "serve")}))
+            found.append(
+                (
+                    info.mtime_ns or 0,
+                    folder,
+                    {key: value for key, value in values.items() if key not in ("runs", "serve")},
+                )
+            )
     if not found:
         return None
     _, folder, values = max(found, key=lambda one: one[:2])
