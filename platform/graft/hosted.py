@@ -1,4 +1,4 @@
-"""The section `serve` of a spec: what each model of a finished run is given where it is hosted. It changes no answer."""
+"""The section `serve` of a spec: what each model of a run is given where it is hosted. It changes no answer."""
 
 from collections.abc import Mapping
 from typing import Any, Self

@@ -1,4 +1,4 @@
-"""What is asked of those who write texts, and what they tell while they write; nothing here imports torch."""
+"""What is asked of whoever writes texts, and what is told of them while they are written; without torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

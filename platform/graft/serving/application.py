@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -39,7 +39,7 @@ class Ingress:
     def __init__(
         self, served: Sequence[ServedRun], keys: Keys, limits: Limits, models: Mapping[str, Any], spread: Sequence[str]
     ) -> None:
-        """Take what is served, who may ask, a handle per deployment, and those of them whose replicas hold some runs."""
+        """Take what is served, who may ask, a handle per deployment, and names of those whose replicas differ."""
         self.served, self.keys, self.limits, self.models = served, keys, limits, models
         self.spread = frozenset(spread)
 
@@ -87,7 +87,7 @@ class Ingress:
         prompts: Sequence[str] = (),
         rows: pa.Table | None = None,
         request_id: str = "",
-    ) -> AsyncIterator[Sequence[tuple[int, Piece]]]:
+    ) -> AsyncGenerator[Sequence[tuple[int, Piece]]]:
         """What the run's answering model writes after prompts, or in answer to a row.
 
         Args:
@@ -140,8 +140,8 @@ class Ingress:
                 await self._gone(work, error, attempt)
         raise _away(work)
 
-    async def _streamed(self, writing: Writing) -> AsyncIterator[Sequence[tuple[int, Piece]]]:
-        """Pieces as they come. Where a replica dies another one writes the texts again: what is known of them is left out.
+    async def _streamed(self, writing: Writing) -> AsyncGenerator[Sequence[tuple[int, Piece]]]:
+        """Pieces as they come. Where a replica dies another one writes the texts again, and what was told is left out.
 
         Every text has a seed, so it is the same again; where it is not after all, the stream ends with an error.
         """

@@ -42,10 +42,10 @@ class ServedRuns(Section):
     """Folder or URI that holds `runs/`; a relative one counts from where Ray was started on the node."""
     api_keys: str
     """File that `graft keys new` has made, as the node that builds the application sees it."""
-    serve: Serving | None = None
-    """What the models are given, as the section `serve` of a spec; null for what each run's own spec says. A replica of
-    which nothing is said gets one CPU, and a GPU where the cluster has any; an update needs as many again, until what is
-    old has ended."""
+    serve: Serving = Serving()
+    """What the models are given, as the section `serve` of each run's own spec where nothing else is said. A replica of
+    which nothing is said gets one CPU, and a GPU where the cluster has any; an update needs as many again, until what
+    is old has ended."""
     timeout_seconds: float = Field(Limits.seconds, gt=0)
     """From a request's first byte to its answer."""
     waiting_requests: int = Field(Limits.waiting_requests, ge=1)
@@ -109,7 +109,7 @@ def _lay_out(served: ServedRuns) -> Layout:
         if alias in run_ids.values():
             raise SpecError(f"args: aliases.{alias}: is the name of a run itself; choose another")
         aliases.setdefault(run_ids[name], []).append(alias)
-    layout = lay_out(list(found.values()), served.serve and served.serve.model_dump(exclude_unset=True))
+    layout = lay_out(list(found.values()), served.serve.model_dump(exclude_unset=True))
     named = (dataclasses.replace(run, aliases=tuple(aliases.get(run.run_id, ()))) for run in layout.runs)
     return dataclasses.replace(layout, runs=tuple(named))
 

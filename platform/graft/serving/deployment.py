@@ -108,8 +108,8 @@ def _resources(layout: Layout, cluster: Cluster) -> dict[str, dict[str, float]]:
     share = _share(max(0.0, cpus - given), max(undecided, 1), ours=cluster.local)
     if (undecided and not share) or given > cpus:
         raise ServeError(
-            f"{len(found)} deployments need {f'{given:g} CPUs' if given else 'a CPU'}, the cluster at {cluster.address} "
-            f"has {cpus:g} free; wait, stop a job there, or ask for less with serve.cpus"
+            f"{len(found)} deployments need {f'{given:g} CPUs' if given else 'a CPU'}, the cluster at "
+            f"{cluster.address} has {cpus:g} free; wait, stop a job there, or ask for less with serve.cpus"
         )
     wanting = sum(one.hosting.replicas for one in found.values() if _may_use_gpu(one) and one.hosting.gpus is None)
     return fixed_resources(layout, share, min(1.0, _share(gpus, max(wanting, 1), ours=cluster.local)))

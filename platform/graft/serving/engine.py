@@ -1,15 +1,15 @@
 """Texts of one model for many requests at once: a thread writes them all, and each request hears its own.
 
-    request ─► check (a thread of the pool) ─► queue ─┐  asked between two tokens
-                                                      ▼
-    request ◄─ pieces ◄──────────────── Writer.write, in a thread that lives while there is work
+request ─► check (a thread of the pool) ─► queue ─┐  asked between two tokens
+                                                  ▼
+request ◄─ pieces ◄──────────────── Writer.write, in a thread that lives while there is work
 """
 
 import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Self
 
 from graft.errors import ServeError
@@ -59,7 +59,7 @@ class Engine:
         with self._lock:
             return len(self._queue)
 
-    async def write(self, asked: Asked) -> AsyncIterator[Piece]:
+    async def write(self, asked: Asked) -> AsyncGenerator[Piece]:
         """The pieces of a text; those that come while nobody listens are one.
 
         Leaving early, by `aclose` or a cancelled task, makes room for others at the next token.

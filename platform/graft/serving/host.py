@@ -101,7 +101,7 @@ def serve(
         note(connecting(address))
         with connect(address, "graft-serve") as cluster:
             _listen(stop)  # Ray has put its own handlers in place of these
-            for root in {local_root(run.files) for run in layout.runs} - {None}:
+            for root in {local_root(run.place.files) for run in layout.runs} - {None}:
                 check_shared(cluster, str(root))
             note(f"loading models: {', '.join(layout.deployments)}")
             with deployed(layout, keys, limits or Limits(), cluster, host, port, stop) as ready:
@@ -164,7 +164,7 @@ def _url(host: str, port: int) -> str:
 
 def _sample_row(run: ServedRun) -> Any:
     """The first test row, with long texts cut."""
-    table = read_table(run.files, f"{run.folder}/predictions.parquet").select(list(run.inputs))
+    table = read_table(run.place.files, f"{run.place.folder}/predictions.parquet").select(list(run.inputs))
     row = {
         name: value[:SAMPLE_CHARACTERS] if isinstance(value, str) else value
         for name, value in table.slice(0, 1).to_pylist()[0].items()

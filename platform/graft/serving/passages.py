@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -36,7 +36,7 @@ class Passages:
             for number, prompt in enumerate(prompt for prompt in prompts for _ in range(self.manner.choices))
         ]
 
-    async def pieces(self, engine: Engine) -> AsyncIterator[Numbered]:
+    async def pieces(self, engine: Engine) -> AsyncGenerator[Numbered]:
         """What is new of the texts; all of them at once at the end where they are wanted whole."""
         if not self.manner.whole:
             async with aclosing(_merged([self._told(engine, one) for one in self.asked])) as merged:
@@ -50,7 +50,7 @@ class Passages:
             for task in tasks:
                 task.cancel()  # where one has failed, nobody waits for the others
 
-    async def _told(self, engine: Engine, asked: Asked) -> AsyncIterator[Piece]:
+    async def _told(self, engine: Engine, asked: Asked) -> AsyncGenerator[Piece]:
         """A text as it is told: as it was written, or as an answer is read in it."""
         async with aclosing(engine.write(asked)) as written:
             if self.verbatim:
@@ -69,17 +69,17 @@ def _seed(manner: Manner, number: int) -> int:
     return manner.seed if not number else int(digest(manner.seed, number)[:8], 16)
 
 
-async def _joined(pieces: AsyncIterator[Piece]) -> Piece:
+async def _joined(pieces: AsyncGenerator[Piece]) -> Piece:
     """A whole text."""
     whole: Piece | None = None
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for piece in pieces:
             whole = piece if whole is None else whole.followed(piece)
     assert whole is not None  # a text has a last piece, whatever it says
     return whole
 
 
-async def _stripped(pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+async def _stripped(pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
     """Without white space at the beginning and the end: what may be the end is told once more follows."""
     begun, held = False, ""
     async for piece in pieces:
@@ -90,13 +90,13 @@ async def _stripped(pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
         yield dataclasses.replace(piece, text=said)
 
 
-async def _merged(texts: Sequence[AsyncIterator[Piece]]) -> AsyncIterator[Numbered]:
+async def _merged(texts: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[Numbered]:
     """Pieces of several texts as they come; those that have piled up come together."""
     queue: asyncio.Queue[tuple[int, Piece] | BaseException | None] = asyncio.Queue()
 
-    async def listen(number: int, pieces: AsyncIterator[Piece]) -> None:
+    async def listen(number: int, pieces: AsyncGenerator[Piece]) -> None:
         try:
-            async with aclosing(pieces):  # type: ignore[type-var]
+            async with aclosing(pieces):
                 async for piece in pieces:
                     queue.put_nowait((number, piece))
         except Exception as error:  # it is raised to whoever reads the texts

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -109,7 +109,7 @@ class ModelReplica:
         reply: Reply = await self._together((run, work))
         return reply
 
-    async def write(self, writing: Writing) -> AsyncIterator[Pieces]:
+    async def write(self, writing: Writing) -> AsyncGenerator[Pieces]:
         """Texts, piece by piece as they come, or all at once at the end."""
         try:
             run = await self._loaded(writing.place)
@@ -138,7 +138,8 @@ class ModelReplica:
         async def load(run_id: str) -> Loaded:
             mine = replica()
             assert mine is not None
-            return mine.begun.pop(run_id, None) or await asyncio.to_thread(mine._load, mine.places[run_id])
+            begun = mine.begun.pop(run_id, None)
+            return begun if begun is not None else await asyncio.to_thread(mine._load, mine.places[run_id])
 
         return load
 
@@ -168,7 +169,7 @@ class ModelReplica:
             speaker = run.answering.speaker
             engine = self.engines.get(speaker.fingerprint)
             if engine is None:
-                engine = self.engines[speaker.fingerprint] = Engine(speaker, self.hosting.max_batch_size)
+                engine = self.engines[speaker.fingerprint] = Engine.of(speaker, self.hosting.max_batch_size)
             run.engine = engine
         return run.engine
 

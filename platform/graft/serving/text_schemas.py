@@ -114,8 +114,8 @@ class ChatRequest(TextRequest):
     }
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    """The conversation, where the run reads conversations. Else one message of the user: the text that the run reads, or
-    a JSON object of column to value where it reads several."""
+    """The conversation, where the run reads conversations. Else one message of the user: the text that the run reads,
+    or a JSON object of column to value where it reads several."""
     max_tokens: int | None = Field(None, ge=1)
     """As `max_completion_tokens`."""
     max_completion_tokens: int | None = Field(None, ge=1)

@@ -7,7 +7,7 @@ POST /v1/chat/completions   the whole graph answers a row, which is the last wor
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,7 +42,7 @@ class Models(Protocol):
         prompts: Sequence[str] = (),
         rows: pa.Table | None = None,
         request_id: str = "",
-    ) -> AsyncIterator[Numbered]:
+    ) -> AsyncGenerator[Numbered]:
         """What is new of the texts, piece by piece."""
 
 
@@ -170,7 +170,7 @@ async def chat(run: ServedRun, asked: ChatRequest, models: Models, limits: Limit
     return await _told(shape, written, manner, asked, request)
 
 
-async def _answered(run: ServedRun, rows: pa.Table, models: Models, request_id: str) -> AsyncIterator[Numbered]:
+async def _answered(run: ServedRun, rows: pa.Table, models: Models, request_id: str) -> AsyncGenerator[Numbered]:
     """An answer that is not written after one prompt, as a text in one piece."""
     answers, tokens = await models.run(run, rows, request_id=request_id)
     yield [(0, Piece(answers["prediction"][0].as_py() or "", 0, finish="stop", prompt_tokens=tokens))]
@@ -270,7 +270,7 @@ def _shape(is_chat: bool, run: ServedRun, asked: TextRequest, request: Request) 
 
 
 async def _told(
-    shape: Shape, written: AsyncIterator[Numbered], manner: Manner, asked: TextRequest, request: Request
+    shape: Shape, written: AsyncGenerator[Numbered], manner: Manner, asked: TextRequest, request: Request
 ) -> Response:
     """The texts as one answer, or as events."""
     counted = Counted(manner.choices)
@@ -281,7 +281,7 @@ async def _told(
         events = _events(shape, first, written, counted, options is not None and options.include_usage, request)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
     pieces: dict[int, Piece] = {}
-    async with aclosing(written) as told:  # type: ignore[type-var]
+    async with aclosing(written) as told:
         async for found in told:
             counted.add(found)
             for number, piece in found:
@@ -291,14 +291,14 @@ async def _told(
 
 
 async def _events(
-    shape: Shape, first: Numbered, rest: AsyncIterator[Numbered], counted: "Counted", usage: bool, request: Request
+    shape: Shape, first: Numbered, rest: AsyncGenerator[Numbered], counted: "Counted", usage: bool, request: Request
 ) -> AsyncIterator[str]:
     offsets: dict[int, int] = {}
     begun: set[int] = set()
     try:
         counted.add(first)
         yield _event(shape.event(first, offsets, begun))
-        async with aclosing(rest) as told:  # type: ignore[type-var]
+        async with aclosing(rest) as told:
             async for found in told:
                 counted.add(found)
                 yield _event(shape.event(found, offsets, begun))
