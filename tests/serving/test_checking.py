@@ -98,7 +98,11 @@ D = "applications.0.deployments.0"
         ("applications.0.args.api_keys", None, "applications.0.args: api_keys: is missing"),
         ("applications.0.import_path", "graft.serving.config:app", "did you mean 'graft.serving.config:application'?"),
         ("applications.1.name", "graft", "Found multiple configs for application"),
-        (f"{D}.autoscaling_config.policy", {"policy_function": "no.such:f"}, "cannot be imported here: No module nam"),
+        (
+            f"{D}.autoscaling_config.policy",
+            {"policy_function": "no.such:f"},
+            "cannot be imported here: No module named",
+        ),
         ("applications", None, "applications: is missing"),
         ("applications", {}, "applications: Input should be a valid list"),
         ("http_options", "8000", "http_options: "),

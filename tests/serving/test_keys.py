@@ -101,7 +101,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_another_users_is_read_through_its_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A Secret that Kubernetes mounts for a pod with an fsGroup: root's, mode 0440, and nothing that we could change."""
+    """A Secret that Kubernetes mounts for a pod with an fsGroup: root's, mode 0440, and not ours to change."""
     file = tmp_path / "keys.json"
     key = add_key(file, "anna")
     file.chmod(0o440)
