@@ -41,6 +41,7 @@ Address = Annotated[
 Concurrent = Annotated[
     int | None, typer.Option(min=1, help="Runs at the same time at most; left out, one per CPU of the cluster.")
 ]
+KeyFile = Annotated[Path, typer.Option(help="File that keeps the keys' hashes.")]
 StoreLimit = Annotated[str, typer.Option(help="Size above which the column store evicts what was used least recently.")]
 
 
@@ -215,6 +216,12 @@ def serve(
         Path | None,
         typer.Option(help="File that graft keys new has made; without it one key is made for this session."),
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate in PEM, to serve over HTTPS; needs --tls-key.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its key in PEM, not encrypted; needs --tls-cert.")
+    ] = None,
     storage: Storage = ".",
     address: Address = None,
 ) -> None:
@@ -231,6 +238,8 @@ def serve(
         host=host,
         port=port,
         api_keys=api_keys,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         storage=storage,
         address=address,
         announce=announce,
@@ -244,14 +253,41 @@ def serve(
 @keys.command("new")
 def new_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")],
-    file: Annotated[Path, typer.Option(help="File that keeps the keys' hashes.")] = Path("keys.json"),
+    file: KeyFile = Path("keys.json"),
+    requests_per_minute: Annotated[int | None, typer.Option(help="Most requests; left out, no limit.")] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(help="Most tokens, read and written; left out, no limit.")
+    ] = None,
 ) -> None:
     """Make an API key and show it once, on the last line; the file keeps its hash."""
     from graft.serving.keys import add_key
 
-    key = add_key(file, name)
+    key = add_key(file, name, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
     typer.echo(f"added {name} to {file}; the key is shown only now:", err=True)
     typer.echo(key)
+
+
+@keys.command("ls")
+def list_keys(file: KeyFile = Path("keys.json")) -> None:
+    """List the keys of a file: whose, since when, and their limits."""
+    from graft.serving import keys as stored
+
+    row = "{:<24} {:<25} {:>19} {:>17}".format
+    typer.echo(row("name", "created", "requests per minute", "tokens per minute"))
+    for key in stored.list_keys(file):
+        limits = [limit or "no limit" for limit in (key.requests_per_minute, key.tokens_per_minute)]
+        typer.echo(row(key.name, str(key.created), *limits))
+
+
+@keys.command("rm")
+def remove_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it was.")], file: KeyFile = Path("keys.json")
+) -> None:
+    """Remove a key from a file. A server that runs accepts it until it is started again."""
+    from graft.serving import keys as stored
+
+    stored.remove_key(file, name)
+    typer.echo(f"removed {name} from {file}; restart the servers that use it")
 
 
 @app.command("ls")

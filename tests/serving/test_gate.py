@@ -14,10 +14,11 @@ from fastapi import FastAPI
 from graft import runs
 from graft.serving import routes
 from graft.serving.gate import Limits
-from graft.serving.keys import Keys, hash_key
+from graft.serving.keys import Key, Keys, hash_key
 from graft.serving.layout import Layout, ServedRun, lay_out
 from graft.serving.wire import Manner
 
+KEYS = Keys((Key("anna", hash_key("secret")),))
 KEY = {"Authorization": "Bearer secret"}
 LIMITS = Limits(body_bytes=1000, drain_bytes=4000, waiting_requests=2, seconds=0.5)
 
@@ -43,7 +44,7 @@ def layout(storage: Path, run_ids: dict[str, str]) -> Layout:
 
 @pytest.fixture(scope="module")
 def app(layout: Layout) -> FastAPI:
-    return routes.build(layout.runs, Keys((hash_key("secret"),)), LIMITS, NothingDeployed())
+    return routes.build(layout.runs, KEYS, LIMITS, NothingDeployed())
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:
@@ -131,7 +132,7 @@ def test_what_cannot_be_answered_is_refused_by_name(
 
 
 def test_more_rows_than_one_request_may_ask_about(layout: Layout, run_ids: dict[str, str]) -> None:
-    roomy = routes.build(layout.runs, Keys((hash_key("secret"),)), Limits(), NothingDeployed())
+    roomy = routes.build(layout.runs, KEYS, Limits(), NothingDeployed())
     answer = ask(roomy, "POST", "/v1/classify", json={"model": run_ids["centroid"], "input": ["a"] * 1025})
     assert answer.status_code == 422
     assert "1024" in error_of(answer)["message"]
@@ -161,9 +162,10 @@ def test_a_body_that_is_too_large(app: FastAPI) -> None:
         assert declared.status_code == 413
         assert error_of(declared)["code"] == "body_too_large"
         assert (declared.headers.get("connection") == "close") is closes
-    undeclared = ask(app, "POST", "/v1/classify", content=pieces(9000))
-    assert undeclared.status_code == 413
-    assert undeclared.headers["connection"] == "close"
+    for size, closes in ((1100, False), (9000, True)):
+        undeclared = ask(app, "POST", "/v1/classify", content=pieces(size))
+        assert undeclared.status_code == 413
+        assert (undeclared.headers.get("connection") == "close") is closes
     assert ask(app, "POST", "/v1/classify", content=b" " * 1000).status_code in (400, 422)
 
 
@@ -171,6 +173,7 @@ def test_a_body_that_never_ends_is_a_time_out(app: FastAPI) -> None:
     answer = ask(app, "POST", "/v1/classify", content=never_ends())
     assert answer.status_code == 408
     assert error_of(answer)["type"] == "timeout_error"
+    assert answer.headers["connection"] == "close"
 
 
 def test_more_requests_than_may_wait(app: FastAPI) -> None:

@@ -16,6 +16,7 @@ from graft.errors import ServeError
 from graft.serving.gate import Limits
 from graft.serving.keys import Keys
 from graft.serving.layout import Deployment, Layout
+from graft.serving.tls import Certificate, unverified
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,14 @@ RAISED = re.compile(r"^(?P<kind>[\w.]*(?:Error|Exception|Exit|Interrupt)): (?P<w
 
 @contextmanager
 def deployed(
-    layout: Layout, keys: Keys, limits: Limits, cluster: Cluster, host: str, port: int, stop: threading.Event
+    layout: Layout,
+    keys: Keys,
+    limits: Limits,
+    cluster: Cluster,
+    host: str,
+    port: int,
+    stop: threading.Event,
+    tls: Certificate | None = None,
 ) -> Iterator[bool]:
     """Serve the layout for as long as the block lasts; gives False where `stop` was set before it answered.
 
@@ -49,10 +57,10 @@ def deployed(
     app = application.build(layout, keys, limits, _resources(layout, cluster))
     try:
         with _quiet():
-            _start(host, port, limits)
+            _start(host, port, limits, tls)
             target = serve.RunTarget(app, name=APPLICATION, route_prefix="/")
             serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-            ready = _wait_until_running(stop) and _wait_until_routed(host, port, cluster, stop)
+            ready = _wait_until_running(stop) and _wait_until_routed(host, port, cluster, stop, tls)
         yield ready
     finally:
         with _quiet():
@@ -81,12 +89,14 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _start(host: str, port: int, limits: Limits) -> None:
+def _start(host: str, port: int, limits: Limits, tls: Certificate | None) -> None:
     import ray
     from ray import serve
 
     # Our own time-out answers first, in our own words; Serve's is for an ingress that no longer does.
-    options = {"host": host, "port": port, "request_timeout_s": limits.seconds + 5}
+    options: dict[str, Any] = {"host": host, "port": port, "request_timeout_s": limits.seconds + 5}
+    if tls is not None:
+        options |= {"ssl_certfile": str(tls.file), "ssl_keyfile": str(tls.key)}
     try:
         serve.start(proxy_location="HeadOnly", http_options=options)
     except (ray.exceptions.RayError, TimeoutError, RuntimeError, ValueError) as error:
@@ -192,11 +202,16 @@ def watch(stop: threading.Event) -> None:
             unwell = now
 
 
-def _wait_until_routed(host: str, port: int, cluster: Cluster, stop: threading.Event) -> bool:
+def _wait_until_routed(host: str, port: int, cluster: Cluster, stop: threading.Event, tls: Certificate | None) -> bool:
     """The proxy learns of the application a moment after it runs; one on another machine cannot be asked from here."""
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     while cluster.local and not stop.wait(POLL_SECONDS):
-        with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection(near, port, timeout=5)) as ask:
+        ask = (
+            http.client.HTTPSConnection(near, port, timeout=5, context=unverified())
+            if tls
+            else http.client.HTTPConnection(near, port, timeout=5)
+        )
+        with contextlib.suppress(OSError), contextlib.closing(ask):
             ask.request("GET", "/readyz")
             if ask.getresponse().status == 200:
                 return True

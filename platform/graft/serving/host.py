@@ -1,5 +1,6 @@
 """`graft serve`: check, deploy, wait, announce, and leave nothing behind."""
 
+import ipaddress
 import json
 import logging
 import shlex
@@ -18,8 +19,10 @@ from graft.errors import SpecError
 from graft.results.files import read_table
 from graft.serving.deployment import deployed, watch
 from graft.serving.gate import Limits
-from graft.serving.keys import Keys, hash_key, new_key, read_keys
+from graft.serving.keys import Key, Keys, hash_key, new_key, read_keys
 from graft.serving.layout import Layout, ServedRun, lay_out
+from graft.serving.request_ids import ask_proxy
+from graft.serving.tls import Certificate, read_certificate
 from graft.specfile import override
 from graft.storage import local_root
 
@@ -38,6 +41,8 @@ class Server:
     cluster: Cluster
     key: str | None
     """The key made for this session; None where the user has a file of keys."""
+    tls: Certificate | None = None
+    """What it shows; None for plain HTTP."""
 
     def lines(self) -> list[str]:
         """For the terminal: where it is, what it serves, and a command that asks it something."""
@@ -54,7 +59,8 @@ class Server:
         key = f"Authorization: Bearer {self.key or '$KEY'}"
         run = next((run for run in self.layout.runs if run.classifies), None)
         # Double quotes, so that the shell puts the user's own key in.
-        words = f'curl -s {self.url}/v1/{"classify" if run else "models"} -H "{key}"'
+        trust = f" --cacert {shlex.quote(str(self.tls.file))}" if self.tls else ""
+        words = f'curl -s{trust} {self.url}/v1/{"classify" if run else "models"} -H "{key}"'
         if run is None:
             return words
         body = json.dumps({"model": run.run_id, "input": [_sample_row(run)]}, ensure_ascii=False)
@@ -67,6 +73,8 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_keys: Path | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
     storage: str = ".",
     address: str | None = None,
     limits: Limits | None = None,
@@ -80,6 +88,8 @@ def serve(
         host: address to listen on.
         port: port to listen on.
         api_keys: file of key hashes; None makes one key for this session.
+        tls_cert: certificate to show, in PEM; None for plain HTTP. On a cluster, where its head node reads it.
+        tls_key: its key, in PEM and not encrypted.
         storage: folder or URI with `runs/`.
         address: of the Ray cluster to join; None starts one on this machine.
         limits: of the HTTP interface; None for the defaults.
@@ -87,26 +97,30 @@ def serve(
         note: is told what takes its time until then.
 
     Raises:
-        SpecError, DataError, ModelError: a run, a model, the key file or the port is not usable; Ray was not started.
+        SpecError, DataError, ModelError: a run, a model, the key file, the certificate or the port is not usable; Ray
+            was not started.
         ClusterError: Ray cannot be started or joined.
         ServeError: a model died while loading, or Serve cannot start.
     """
     with _until_stopped() as stop:
         key = new_key() if api_keys is None else None
-        keys = read_keys(api_keys) if api_keys is not None else Keys((hash_key(key or ""),))
+        keys = read_keys(api_keys) if api_keys is not None else Keys((Key("session", hash_key(key or "")),))
+        tls = read_certificate(tls_cert, tls_key)
         _check_port(host, port)
+        _warn_of_clear_text(host, tls)
         layout = lay_out([runs.open_run(name, storage) for name in names if "=" not in name], _changes(names))
         if stop.is_set():
             return False
         note(connecting(address))
+        ask_proxy()
         with connect(address, "graft-serve") as cluster:
             _listen(stop)  # Ray has put its own handlers in place of these
             for root in {local_root(run.place.files) for run in layout.runs} - {None}:
                 check_shared(cluster, str(root))
             note(f"loading models: {', '.join(layout.deployments)}")
-            with deployed(layout, keys, limits or Limits(), cluster, host, port, stop) as ready:
+            with deployed(layout, keys, limits or Limits(), cluster, host, port, stop, tls) as ready:
                 if ready:
-                    announce(Server(_url(host, port), layout, cluster, key))
+                    announce(Server(_url(host, port, tls), layout, cluster, key, tls))
                     watch(stop)
                 return ready
 
@@ -158,8 +172,18 @@ def _check_port(host: str, port: int) -> None:
         ) from error
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _warn_of_clear_text(host: str, tls: Certificate | None) -> None:
+    places = {place[0] for *_, place in socket.getaddrinfo(host, None)}
+    if tls is None and not all(ipaddress.ip_address(str(place).partition("%")[0]).is_loopback for place in places):
+        log.warning(
+            "--host %s: others can reach this, and keys and texts travel in the clear; give --tls-cert and --tls-key, "
+            "or put a server in front that speaks TLS",
+            host,
+        )
+
+
+def _url(host: str, port: int, tls: Certificate | None) -> str:
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _sample_row(run: ServedRun) -> Any:

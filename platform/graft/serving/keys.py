@@ -13,17 +13,17 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from graft.errors import SpecError
+from graft.errors import SpecError, suggest
 
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 HASH = re.compile(r"[0-9a-f]{64}")
+MAX_LIMIT = 10**9
 
 
 def new_key() -> str:
@@ -37,37 +37,93 @@ def hash_key(key: str) -> str:
 
 
 @dataclass(frozen=True)
+class Key:
+    """What is known of a key: not the key."""
+
+    name: str
+    sha256: str = field(repr=False)
+    created: str = ""
+    """When, in ISO 8601."""
+    requests_per_minute: int | None = None
+    """Most requests; None for no limit."""
+    tokens_per_minute: int | None = None
+    """Most tokens, read and written; None for no limit."""
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise SpecError(f"NAME: got {self.name!r}; use up to 64 letters, digits, dots, dashes, underscores and @")
+        if not HASH.fullmatch(self.sha256):
+            raise SpecError(f"{self.name}: sha256 must be 64 hex characters")
+        for what in ("requests_per_minute", "tokens_per_minute"):
+            limit = getattr(self, what)
+            if limit is not None and (type(limit) is not int or not 1 <= limit <= MAX_LIMIT):
+                raise SpecError(f"{self.name}: {what} must be a whole number from 1 to {MAX_LIMIT:,}, got {limit!r}")
+
+
+@dataclass(frozen=True)
 class Keys:
     """The keys that a server accepts."""
 
-    hashes: tuple[str, ...]
+    entries: tuple[Key, ...]
 
-    def admit(self, key: str) -> bool:
-        """Whether the key is one of these; takes as long whichever of them it is, or none."""
-        given = hash_key(key)
-        return any([hmac.compare_digest(given, known) for known in self.hashes])
+    def find(self, key: str) -> Key | None:
+        """Which of these it is; takes as long whichever it is, or none."""
+        given, found = hash_key(key), None
+        for entry in self.entries:
+            if hmac.compare_digest(given, entry.sha256):
+                found = entry
+        return found
 
 
-def add_key(file: Path, name: str) -> str:
+def add_key(
+    file: Path, name: str, *, requests_per_minute: int | None = None, tokens_per_minute: int | None = None
+) -> str:
     """Make a key, keep its hash under `name` in the file (made with mode 0600 where it is missing); gives the key.
 
     Raises:
-        SpecError: the name is taken or not allowed, or the file cannot be read or written.
+        SpecError: the name is taken or not allowed, a limit is not allowed, or the file cannot be read or written.
     """
-    if not NAME.fullmatch(name):
-        raise SpecError(f"NAME: got {name!r}; use up to 64 letters, digits, dots, dashes, underscores and @")
     key = new_key()
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = Key(name, hash_key(key), created, requests_per_minute, tokens_per_minute)
     with _alone(file):
-        entries = _entries(file) if file.exists() else []
-        if any(entry["name"] == name for entry in entries):
-            raise SpecError(f"{file}: holds a key named {name!r} already; choose another name, or remove its entry")
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        _write(file, [*entries, {"name": name, "sha256": hash_key(key), "created": created}])
+        entries = _entries(file) if file.exists() else ()
+        if any(known.name == name for known in entries):
+            raise SpecError(
+                f"{file}: holds a key named {name!r} already; choose another name, or remove it with "
+                f"graft keys rm {name} --file {file}"
+            )
+        _write(file, (*entries, entry))
     return key
 
 
+def remove_key(file: Path, name: str) -> None:
+    """Forget a key; a server that runs accepts it until it is started again.
+
+    Raises:
+        SpecError: there is none of that name, or the file cannot be read or written.
+    """
+    with _alone(file):
+        entries = list_keys(file)
+        if all(entry.name != name for entry in entries):
+            known = [entry.name for entry in entries]
+            raise SpecError(f"{file}: holds no key named {name!r}; {suggest(name, known) if known else 'it is empty'}")
+        _write(file, tuple(entry for entry in entries if entry.name != name))
+
+
+def list_keys(file: Path) -> tuple[Key, ...]:
+    """What the file says of its keys, in the order in which they were made.
+
+    Raises:
+        SpecError: it is missing or damaged, or others may read it and that cannot be changed.
+    """
+    if not file.is_file():
+        raise SpecError(f"{file}: no such file; make one with graft keys new NAME --file {file}")
+    return _entries(file)
+
+
 def read_keys(file: Path) -> Keys:
-    """The keys of a file.
+    """The keys of a file, for a server.
 
     Raises:
         SpecError: it is missing, damaged or empty, or others may read it and that cannot be changed.
@@ -77,21 +133,30 @@ def read_keys(file: Path) -> Keys:
     entries = _entries(file)
     if not entries:
         raise SpecError(f"--api-keys {file}: holds no key; add one with graft keys new NAME --file {file}")
-    return Keys(tuple(entry["sha256"] for entry in entries))
+    return Keys(entries)
 
 
-def _entries(file: Path) -> list[dict[str, Any]]:
+def _entries(file: Path) -> tuple[Key, ...]:
     try:
         if _open_to_others(file.stat()):
             file.chmod(0o600)
             log.warning("%s could be read by others; its mode is 0600 now", file)
-        entries = json.loads(file.read_text(encoding="utf-8"))["keys"]
-        if all(NAME.fullmatch(entry["name"]) and HASH.fullmatch(entry["sha256"]) for entry in entries):
-            return list(entries)
-        reason = "an entry has no valid name or sha256"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error) or type(error).__name__
-    raise SpecError(f"{file}: cannot be used as a file of keys: {reason}; make a new one with graft keys new")
+        found = json.loads(file.read_text(encoding="utf-8"))["keys"]
+        # A word that is not known is an error: a limit that is spelt wrong would be none.
+        entries = tuple(Key(**entry) for entry in found)
+        names = [entry.name for entry in entries]
+        if len(set(names)) == len(names):
+            return entries
+        reason = "a name is there twice"
+    except TypeError as error:
+        reason = str(error).replace("Key.__init__()", "an entry")
+    except KeyError as error:
+        reason = f"it has no {error}"
+    except (OSError, ValueError, SpecError) as error:
+        reason = str(error)
+    raise SpecError(
+        f"{file}: cannot be used as a file of keys: {reason}; mend it, or make a new one with graft keys new"
+    )
 
 
 def _open_to_others(file: os.stat_result) -> bool:
@@ -103,13 +168,13 @@ def _open_to_others(file: os.stat_result) -> bool:
     return bool(file.st_mode & (0o077 if ours else 0o007))
 
 
-def _write(file: Path, entries: list[dict[str, Any]]) -> None:
+def _write(file: Path, entries: tuple[Key, ...]) -> None:
     """The whole file or the old one; never readable for others, not even for a moment."""
     draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump({"keys": entries}, stream, indent=2)
+            json.dump({"keys": [asdict(entry) for entry in entries]}, stream, indent=2)
             stream.write("\n")
             stream.flush()
             os.fsync(stream.fileno())
