@@ -23,7 +23,7 @@ ARGS = {"runs": ["a", "b"], "api_keys": "keys.json"}
         ({"runs": ["a", "b", "a"]}, "runs: 'a' is named twice"),
         ({"aliases": {"best": "c"}}, r"aliases\.best: 'c' is not one of runs; known: a, b"),
         ({"aliases": {"b": "a"}}, r"aliases\.b: is the name of a run itself"),
-        ({"cpus": 0}, "args: cpus: Input should be greater than 0; got 0"),
+        ({"serve": {"cpus": -1}}, "args: serve.cpus: Input should be greater than or equal to 0; got -1"),
         ({"timeout_seconds": "soon"}, "args: timeout_seconds: Input should be a valid number.*got 'soon'"),
     ],
 )
@@ -42,7 +42,7 @@ def test_the_keys_file_has_to_be_named() -> None:
 def args(storage: Path, run_ids: dict[str, str], tmp_path: Path) -> dict[str, Any]:
     add_key(tmp_path / "keys.json", "test")
     runs = [run_ids["centroid"], str(storage / "runs" / run_ids["vectors"])]
-    return {"runs": runs, "storage": str(storage), "api_keys": str(tmp_path / "keys.json"), "gpus": 0}
+    return {"runs": runs, "storage": str(storage), "api_keys": str(tmp_path / "keys.json"), "serve": {"gpus": 0}}
 
 
 def test_an_alias_goes_with_its_run(args: dict[str, Any], run_ids: dict[str, str]) -> None:
@@ -55,11 +55,11 @@ def test_an_alias_goes_with_its_run(args: dict[str, Any], run_ids: dict[str, str
 
 
 def test_the_application_is_built_from_a_mapping_as_ray_gives_it(args: dict[str, Any]) -> None:
-    plain = json.loads(json.dumps({**args, "cpus": 0.5, "timeout_seconds": 7}))
+    plain = json.loads(json.dumps({**args, "serve": {"cpus": 0.5}, "timeout_seconds": 7}))
     for given in (plain, ServedRuns(**plain)):
         front = application(given)._bound_deployment
         assert front.name == "http"
-        runs, _, limits, models = front.init_args
+        runs, _, limits, models, _ = front.init_args
         assert len(runs) == len(models) == 2
         assert limits.seconds == 7
         assert [model._bound_deployment.ray_actor_options["num_cpus"] for model in models.values()] == [0.5, 0.5]

@@ -160,7 +160,7 @@ def service(cluster: dict[str, str], storage: Path, tmp_path: Path) -> Service:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     key = add_key(tmp_path / "keys.json", "test")
-    args = {"storage": str(storage), "api_keys": str(tmp_path / "keys.json"), "cpus": 0.1}
+    args = {"storage": str(storage), "api_keys": str(tmp_path / "keys.json"), "serve": {"cpus": 0.1}}
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 65},

@@ -69,7 +69,7 @@ def test_what_a_real_layout_gives_is_drawn(storage: Path, run_ids: dict[str, str
     drawn = ElementTree.fromstring(picture(listed))
     assert len(boxes(drawn)) == sum(len(r.nodes) for r in layout.runs)
     said = "\n".join(words(drawn))
-    assert all(name in said for name in [*layout.devices, *(r.run_id for r in layout.runs)])
+    assert all(name in said for name in [*layout.deployments, *(r.run_id for r in layout.runs)])
     assert picture(listed) == picture(listed)
 
 

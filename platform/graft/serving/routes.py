@@ -103,9 +103,7 @@ def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, Se
 
     @app.get("/v1/graph", response_model=None, responses={200: {"content": {SVG: {}}}})
     async def show_graphs(request: Request, format: Literal["json", "svg"] | None = None) -> dict[str, Any] | Response:
-        """The nodes of every run, and the deployment that each runs in; as a picture where `format` is svg, or where a
-        browser asks for one.
-        """
+        """The nodes of every run and their deployments; a picture where `format` is svg, or a browser asks for one."""
         asked = format or ("svg" if SVG in request.headers.get("accept", "") else "json")
         return Response(picture(graphs), media_type=SVG) if asked == "svg" else {"object": "list", "data": graphs}
 
