@@ -1,8 +1,9 @@
 """Texts written for many at once, against the same model writing each by itself."""
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import graft.models
 from graft.errors import ModelError
+from graft.models import continuous
 from graft.models.continuous import Continuous
 from graft.models.decoding import Asked, Piece, Remote, check, writer_for
 from graft.models.model import Model, Sampling, Written
@@ -266,21 +268,43 @@ def test_a_shared_beginning_is_read_once(request: pytest.FixtureRequest, name: s
 def test_who_does_not_fit_waits_for_room(tiny_llama: Path) -> None:
     model = graft.models.load(str(tiny_llama))
     asked = [Asked(prompt, new) for prompt, new in zip(PROMPTS, (30, 5, 60, 9, 20, 8), strict=True)]
-    widths: list[int] = []
-    forward = model.network.forward
-
-    def watched(**inputs: Any) -> Any:
-        widths.append(inputs["attention_mask"].numel())
-        return forward(**inputs)
-
-    watched.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
-    model.network.forward = watched
-    line = run(model, [(0, one) for one in asked], writer=Continuous(model, 4, max_positions=150))
-    del model.network.forward
-    assert max(widths) <= 150
-    firsts = list(line.told)
-    assert all(line.told[one] for one in firsts)
+    with watched(model, "attention_mask") as masks:
+        line = run(model, [(0, one) for one in asked], writer=Continuous(model, 4, max_positions=150))
+    assert 100 < max(rows * columns for rows, columns in masks) <= 150
     check_equal(model, line)
+
+
+def test_a_long_prompt_is_read_in_parts_while_others_are_written(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuous, "PROMPT_TOKENS_PER_STEP", 40)
+    model = graft.models.load(str(tiny_llama))
+    long, short = Asked(SHARED * 3 + "The end", 20), Asked("The cat", 30)
+    model.prefixes = PrefixCaches()
+    with watched(model, "input_ids") as shapes:
+        line = run(model, [(0, short), (2, long)])
+    check_equal(model, line)
+    widths = [columns for _, columns in shapes]
+    parts = [place for place, width in enumerate(widths) if width > 20]
+    assert len(parts) >= 4
+    assert max(widths) <= 40
+    assert all(1 in widths[one:other] for one, other in itertools.pairwise(parts))
+    monkeypatch.setattr(PrefixCaches, "keep", lambda *_: None)
+    model.prefixes = PrefixCaches()
+    check_equal(model, run(model, [(0, dataclasses.replace(long))]))
+
+
+@contextlib.contextmanager
+def watched(model: Any, name: str) -> Iterator[list[tuple[int, int]]]:
+    """Shapes of this input of every forward pass."""
+    shapes: list[tuple[int, int]] = []
+
+    def see(_network: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        shapes.append(tuple(kwargs[name].shape))
+
+    hook = model.body.register_forward_pre_hook(see, with_kwargs=True)
+    yield shapes
+    hook.remove()
 
 
 def test_a_bad_question_is_refused_before_it_meets_others(tiny_llama: Path, tiny_t5: Path) -> None:

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 MAX_POSITIONS = 32768
 """Of the batch when all its texts are as long as they may become: their keys and values are held at once."""
-PROMPT_TOKENS_PER_STEP = 2048
-"""Read of newcomers between two tokens of the others, who wait meanwhile; a longer prompt is read alone."""
+PROMPT_TOKENS_PER_STEP = 1024
+"""Read of newcomers, padding included, between two tokens of the others, who wait meanwhile; assumption: not measured.
+A longer prompt is read in parts."""
 
 
 class Batch:
@@ -148,12 +149,14 @@ class Continuous:
     def __init__(self, model: "CausalModel", max_sequences: int, max_positions: int = MAX_POSITIONS) -> None:
         self.model, self.max_sequences, self.max_positions = model, max_sequences, max_positions
         self.spelling = Spelling(model.tokenizer)
+        self._read_tokens = 0
+        """Of the prompt whose turn it is, in parts."""
 
     def write(self, first: Sequence[Asked], more: More, emit: Emit) -> None:
         """As `Writer.write`; the model is free for others between two tokens."""
         batch, waiting = Batch(self.model), deque(first)
         while True:
-            with self.model.lock, torch.inference_mode():
+            with torch.inference_mode():
                 batch.leave()
             room = self.max_sequences - len(batch.texts)
             if room > len(waiting):
@@ -169,27 +172,40 @@ class Continuous:
 
     def _admit(self, batch: Batch, waiting: deque[Asked]) -> list[tuple[Growing, Piece]]:
         """Let those join who came first and for whom there is room."""
-        ends, tokens = end_tokens(self.model), 0
         texts: list[Growing] = []
         prompts: list[list[int]] = []
-        longest = max((text.prompt_tokens + text.asked.max_new_tokens for text in batch.texts), default=0)
-        while waiting and len(batch.texts) + len(texts) < self.max_sequences:
+        ends, running = end_tokens(self.model), batch.texts
+        longest = max((text.prompt_tokens + text.asked.max_new_tokens for text in running), default=0)
+        while waiting and len(running) + len(texts) < self.max_sequences:
             asked = waiting[0]
             if asked.gone:
                 waiting.popleft()
                 continue
             ids = asked.ids or self.model.rows_to_write([asked.prompt], asked.max_new_tokens)[0]
-            rows = len(batch.texts) + len(texts) + 1
             longest = max(longest, len(ids) + asked.max_new_tokens)
+            rows = len(running) + len(texts) + 1
             if rows > 1 and rows * longest > self.max_positions:
                 break
-            tokens += len(ids)
-            if texts and tokens > PROMPT_TOKENS_PER_STEP:
+            width = max(map(len, [*prompts, ids]))
+            if texts and (len(texts) + 1) * width > PROMPT_TOKENS_PER_STEP:
+                break
+            if self._read_part(ids):
                 break
             waiting.popleft()
             prompts.append(ids)
             texts.append(Growing(asked, ids, ids, self.spelling, ends))
         return batch.join(texts, prompts) if texts else []
+
+    def _read_part(self, ids: list[int]) -> bool:
+        """Read a part of a long prompt, which is kept for the next one; False where the rest is short."""
+        _, known = self.model.prefixes.nearest(ids)
+        # Where the last part was not kept, there is no end to parts: everything is read at once.
+        if len(ids) - known <= PROMPT_TOKENS_PER_STEP or known < self._read_tokens:
+            self._read_tokens = 0
+            return False
+        self._read_tokens = known + PROMPT_TOKENS_PER_STEP
+        self.model.beginning(ids[: self._read_tokens])
+        return True
 
 
 def chosen(logits_BV: Tensor, texts: Sequence[Growing]) -> tuple[list[int], list[tuple[Growing, Piece]]]:

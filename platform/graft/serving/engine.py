@@ -1,15 +1,19 @@
 """Texts of one model for many requests at once: a thread writes them all, and each request hears its own.
 
-request ─► check (a thread of the pool) ─► queue ─┐  asked between two tokens
-                                                  ▼
-request ◄─ pieces ◄──────────────── Writer.write, in a thread that lives while there is work
+request ─► check (another thread) ─► queue ─┐  asked between two tokens
+                                            ▼
+request ◄─ pieces ◄────────── Writer.write, in a thread that lives while there is work
+
+Nothing here knows a model: what is written, and how, is the writer's affair.
 """
 
 import asyncio
 import logging
 import threading
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 from graft.errors import ServeError
@@ -17,6 +21,9 @@ from graft.models import Model
 from graft.models.asked import Asked, Piece, Writer
 
 log = logging.getLogger(__name__)
+
+CLOSING_SECONDS = 5.0
+"""A writer ends at its next token; a server elsewhere may take longer to answer."""
 
 
 class Engine:
@@ -29,10 +36,14 @@ class Engine:
 
     def __init__(self, writer: Writer, check: Callable[[Asked], None] = lambda _asked: None) -> None:
         self.writer, self.check = writer, check
+        # A model that writes whole batches lets nobody read a prompt meanwhile: no other work may wait behind that.
+        self._checks = ThreadPoolExecutor(1, "graft-check")
+        self._checking = 0
         self._lock = threading.Lock()
         self._queue: deque[Asked] = deque()
+        self._taken: set[Asked] = set()
         self._ears: dict[Asked, _Ear] = {}
-        """Of those who wait, and of those whose text is being written."""
+        """Of those in the queue and those taken."""
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -51,13 +62,13 @@ class Engine:
     def running(self) -> int:
         """Texts that the writer has taken; it may keep some of them until they fit."""
         with self._lock:
-            return len(self._ears) - len(self._queue)
+            return len(self._taken)
 
     @property
     def waiting(self) -> int:
         """Texts that it has not taken yet."""
         with self._lock:
-            return len(self._queue)
+            return len(self._queue) + self._checking
 
     async def write(self, asked: Asked) -> AsyncGenerator[Piece]:
         """The pieces of a text; those that come while nobody listens are one.
@@ -69,9 +80,15 @@ class Engine:
             ServeError: the engine is closed.
             Exception: the writer failed while it had this text.
         """
-        await asyncio.to_thread(self.check, asked)
+        if self._closed:
+            raise _closed()
         ear = _Ear(asyncio.get_running_loop())
-        self._take(asked, ear)
+        self._checking += 1
+        try:
+            await ear.loop.run_in_executor(self._checks, self.check, asked)
+        finally:
+            self._checking -= 1
+        self._join(asked, ear)
         try:
             finish = None
             while finish is None:
@@ -87,29 +104,35 @@ class Engine:
         """End all texts with a ServeError, refuse new ones, and wait for the thread to end."""
         with self._lock:
             self._closed = True
-            for asked, ear in self._ears.items():
+            thread, ears = self._thread, dict(self._ears)
+            for asked in ears:
                 asked.gone = True
-                ear.tell(_closed())
-            self._ears.clear()
-            self._queue.clear()
-            thread = self._thread
+                self._forget(asked)
+        for ear in ears.values():
+            ear.tell(_closed())
+        self._checks.shutdown(wait=False)
         if thread is not None:
-            thread.join()
+            thread.join(CLOSING_SECONDS)
 
-    def _take(self, asked: Asked, ear: "_Ear") -> None:
+    def _join(self, asked: Asked, ear: "_Ear") -> None:
         with self._lock:
             if self._closed:
                 raise _closed()
             self._ears[asked] = ear
             self._queue.append(asked)
             if self._thread is None:
-                # Whatever a process is busy with, it may end: nobody hears these texts any more.
+                # A process may end whatever is being written: nobody hears it any more.
                 self._thread = threading.Thread(target=self._work, name="graft-engine", daemon=True)
                 self._thread.start()
 
-    def _forget(self, asked: Asked) -> None:
-        if self._ears.pop(asked, None) is not None and asked in self._queue:
+    def _forget(self, asked: Asked) -> "_Ear | None":
+        """Its place is free; the lock is held."""
+        ear = self._ears.pop(asked, None)
+        if asked in self._taken:
+            self._taken.remove(asked)
+        elif ear is not None:
             self._queue.remove(asked)
+        return ear
 
     def _work(self) -> None:
         """Write until nobody waits; what fails ends the texts that the writer had, and no others."""
@@ -118,30 +141,32 @@ class Engine:
                 if not self._queue:
                     self._thread = None
                     return
-            # What the writer has at its end was not written, were it not forgotten by then.
-            had: list[Asked] = []
+            failure: Exception = ServeError("the text was not written to its end; ask again")
             try:
-                self.writer.write((), lambda room, had=had: self._more(room, had), self._emit)  # type: ignore[misc]
-                failure: Exception = ServeError("a text was not written to its end; ask again")
+                self.writer.write((), self._more, self._emit)
             except Exception as error:
-                log.error("the writer failed: %s", type(error).__name__)
+                # Not its message, which may repeat what a user has sent.
+                lines = "".join(traceback.format_tb(error.__traceback__))
+                log.error("the writer failed: %s\n%s", type(error).__name__, lines)
                 failure = error
-            for asked in had:
+            with self._lock:
+                unfinished = list(self._taken)
+            for asked in unfinished:
                 self._emit(asked, failure)
 
-    def _more(self, room: int, had: list[Asked]) -> Sequence[Asked]:
-        """Those who may join, who came first; nobody waits for a lock that is held longer than this."""
-        if not self._queue:
+    def _more(self, room: int) -> Sequence[Asked]:
+        """Those who may join, in the order in which they came."""
+        if not self._queue:  # asked at every token: mostly nobody waits
             return ()
         with self._lock:
             found = [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
-        had += found
+            self._taken.update(found)
         return found
 
     def _emit(self, asked: Asked, piece: Piece | Exception) -> None:
         over = isinstance(piece, Exception) or piece.finish is not None
         with self._lock:
-            ear = self._ears.pop(asked, None) if over else self._ears.get(asked)
+            ear = self._forget(asked) if over else self._ears.get(asked)
         if ear is not None and not ear.tell(piece):
             asked.gone = True
 

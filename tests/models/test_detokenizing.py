@@ -1,0 +1,89 @@
+"""Text that comes token by token, against decoding everything at once."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import graft.models
+from graft.models.detokenizing import Spelling, Text
+from graft.models.writing import completion
+
+PROMPTS = ["", "The cat", "Die Katze saß auf der Matte; 东京", "东京" * 9, " ", "a\n", "\ufffd", "👍🏽"]
+
+
+def tokenizer_of(request: pytest.FixtureRequest, kind: str) -> Any:
+    if kind == "words in pieces":
+        return word_pieces()
+    return graft.models.load(str(request.getfixturevalue(kind))).tokenizer
+
+
+def word_pieces() -> Any:
+    """Marks what continues a word, and writes spaces between words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[UNK]", "</s>", "the", "cat", "##s", "##ly", ".", ",", "'", "n", "##t", "a", "##京", "东", "do"]
+    tokenizer = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="</s>")
+
+
+def draws(tokenizer: Any, draw: random.Random) -> list[int]:
+    """Tokens as a model might write them: any, words of real texts, and bytes that make characters or do not."""
+    found: list[int] = []
+    for _ in range(draw.randint(1, 60)):
+        kind = draw.random()
+        if kind < 0.4:
+            found.append(draw.randrange(len(tokenizer)))
+        elif kind < 0.7:
+            text = draw.choice(["东京 is", "naïve", " a cat.", "👍🏽", "  ", "ß", "é"])
+            found += tokenizer(text, add_special_tokens=False)["input_ids"]
+        elif kind < 0.95:
+            octets = tokenizer("东京é", add_special_tokens=False)["input_ids"]
+            found += octets[: draw.randint(0, len(octets))]
+        else:
+            found += [tokenizer.eos_token_id] * draw.randint(1, 40)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "stories", "words in pieces"])
+def test_pieces_add_up_to_the_whole(request: pytest.FixtureRequest, kind: str) -> None:
+    tokenizer = tokenizer_of(request, kind)
+    spelling, draw = Spelling(tokenizer), random.Random(kind)
+    windows = []
+    for turn in range(120):
+        prompt = tokenizer(PROMPTS[turn % len(PROMPTS)])["input_ids"]
+        new = draws(tokenizer, draw)
+        text = Text(spelling, prompt)
+        told = ""
+        for place, token in enumerate(new):
+            told += text.add(token)
+            windows.append(len(text.window))
+            # What is told is what every longer text begins with, this one among them.
+            assert completion(tokenizer, prompt, new[: place + 1]).startswith(told)
+        assert told + text.rest() == completion(tokenizer, prompt, new)
+    assert sum(windows) / len(windows) < 40
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "stories"])
+def test_characters_come_whole_and_at_once(request: pytest.FixtureRequest, kind: str) -> None:
+    tokenizer = tokenizer_of(request, kind)
+    text = Text(Spelling(tokenizer), tokenizer("The cat")["input_ids"])
+    new = tokenizer(" 东京 is a city, and naïve a word" * 5, add_special_tokens=False)["input_ids"]
+    pieces = [text.add(token) for token in new]
+    assert "\ufffd" not in "".join(pieces)
+    assert sum(map(bool, pieces)) > len(new) / 3
+    assert len(text.window) < 50
+
+
+def test_names_of_tokens(stories: Path, tiny_llama: Path) -> None:
+    spelling = Spelling(graft.models.load(str(stories)).tokenizer)
+    lily = spelling.tokenizer(" Lily", add_special_tokens=False)["input_ids"]
+    assert "".join(map(spelling.name, lily)).strip() == "Lily"
+    assert spelling.name(lily[0]).startswith(" ")
+    assert spelling.name(2) == "</s>"
+    assert len(spelling.octets) == 256
+    assert Spelling(graft.models.load(str(tiny_llama)).tokenizer).octets == set()
