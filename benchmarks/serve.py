@@ -76,11 +76,11 @@ def main() -> None:
         )
         plan.folder.mkdir(exist_ok=True)
         parts = [
-            f"{machine()}, load {os.getloadavg()[0]:.1f} before it. Turns: {plan.repeats}, of {plan.seconds:g} s for each "
-            "figure; medians (and their range). Servers and clients share the cores."
+            f"{machine()}, load {os.getloadavg()[0]:.1f} before it; {plan.seconds:g} s for each figure and turn, "
+            f"{plan.repeats} turns, medians (and their range). Servers and clients share the cores."
         ]
         print(parts[0], flush=True)
-        for workload in workloads(plan.folder, options):
+        for workload in served.workloads(options.workloads, plan.folder, options.model, options.tokens):
             for part in measured(workload, plan, options.modes):
                 parts.append(part)
                 print(f"\n{part}", flush=True)
@@ -113,16 +113,6 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def workloads(storage: Path, options: argparse.Namespace) -> list[Workload]:
-    """The runs, made where they are missing."""
-    makers = {
-        "probe": lambda: served.probe(storage),
-        "shots": lambda: served.shots(storage, options.model),
-        "completions": lambda: served.completions(storage, options.model, options.tokens),
-    }
-    return [makers[name]() for name in options.workloads]
-
-
 def measured(workload: Workload, plan: Plan, modes: list[str]) -> Iterator[str]:
     """A part of the page for each mode."""
     yield f"### {workload.name}: {workload.what}"
@@ -134,7 +124,7 @@ def measured(workload: Workload, plan: Plan, modes: list[str]) -> Iterator[str]:
                 known = compared(workload, plan, sides)
                 turns = [turn(workload, plan, sides, known, number) for number in range(plan.repeats)]
             yield page(workload, plan, mode, turns)
-            yield f"Ports open in this mode: {_listed(local)} for this machine, {_listed(everywhere)} on all interfaces."
+            yield f"Open ports: {_listed(local)} for this machine alone, {_listed(everywhere)} on all interfaces."
 
 
 def _graft(workload: Workload, plan: Plan, mode: str) -> contextlib.AbstractContextManager[Side]:

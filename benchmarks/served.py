@@ -80,6 +80,23 @@ class Side:
         return [first, *first.children(recursive=True)]
 
 
+def workloads(names: Sequence[str], storage: Path, model: str, tokens: int) -> list[Workload]:
+    """Runs by name, made where they are missing.
+
+    Args:
+        names: of probe, shots and completions.
+        storage: where they are.
+        model: source of the language model.
+        tokens: limit of what is written after a prompt.
+    """
+    makers = {
+        "probe": lambda: probe(storage),
+        "shots": lambda: shots(storage, model),
+        "completions": lambda: completions(storage, model, tokens),
+    }
+    return [makers[name]() for name in names]
+
+
 def completions(storage: Path, source: str, tokens: int) -> Workload:
     """A language model that continues beginnings of stories, greedily."""
     rows = storage / "stories.csv"
