@@ -30,6 +30,8 @@ class Limits:
     """Requests that are being answered or wait for it."""
     seconds: float = 60.0
     """From the first byte to the answer."""
+    output_tokens: int = 1024
+    choices: int = 16
 
 
 class Gate:
