@@ -59,7 +59,8 @@ def slope(seconds: Sequence[float], values: Sequence[float]) -> Slope:
     scale = float((rest**2).sum())
     alike = max(0.0, float((rest[1:] * rest[:-1]).sum()) / scale) if scale > 0 else 0.0
     degrees = max(1.0, len(heights) * (1 - alike) / (1 + alike) - 2)
-    error = line.stderr * math.sqrt((len(heights) - 2) / degrees)
+    # Of values that never change scipy gives no error.
+    error = float(line.stderr) * math.sqrt((len(heights) - 2) / degrees) if scale > 0 else 0.0
     reach = float(stats.t.ppf(0.975, degrees)) * error
     return Slope(float(line.slope), float(line.slope) - reach, float(line.slope) + reach, first, last)
 

@@ -86,8 +86,8 @@ class Driver:
             )
         )  # fmt: skip
 
-    async def arrivals(self, rate: float, seconds: float) -> None:
-        """Requests that arrive at random, whatever becomes of them."""
+    async def arrivals(self, rate: float, seconds: float) -> set[asyncio.Task[None]]:
+        """Requests that arrive at random, whatever becomes of them; gives those that are still on their way."""
         waiting, at = set[asyncio.Task[None]](), time.monotonic()
         end = at + seconds
         while not self.stop.is_set():
@@ -99,6 +99,10 @@ class Driver:
             waiting.add(task)
             task.add_done_callback(waiting.discard)
         self.soak.sent_seconds = time.monotonic() - self.soak.began
+        return waiting
+
+    async def last(self, waiting: set[asyncio.Task[None]]) -> None:
+        """Wait for what is on its way; what never comes is counted."""
         if waiting:
             await asyncio.wait(waiting, timeout=LAST_SECONDS)
         self.soak.unfinished = len(waiting)
@@ -175,9 +179,10 @@ async def drive(side: Side, asked: Sequence[Question], options: argparse.Namespa
         asyncio.create_task(driver.samples(min(SAMPLE_SECONDS, options.minutes * 2))),
         asyncio.create_task(driver.kills(options.kill_seconds)),
     ]
-    await driver.arrivals(soak.rate, options.minutes * 60)
+    waiting = await driver.arrivals(soak.rate, options.minutes * 60)
     for task in beside:
         task.cancel()
+    await driver.last(waiting)
     for ended in await asyncio.gather(*beside, return_exceptions=True):
         if isinstance(ended, Exception):
             raise ended
