@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "platform" / "graft"
 LAYERS = (
-    {"spec", "sections", "specfile", "swept", "errors", "hashing", "seeds", "storage", "arrays"},
+    {"spec", "sections", "specfile", "swept", "hosted", "errors", "hashing", "seeds", "storage", "arrays"},
     {"models", "store", "cluster"},
     {"graph", "node", "execution", "tasks"},
     {"methods", "crew", "pool", "estimators"},

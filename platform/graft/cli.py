@@ -47,7 +47,13 @@ StoreLimit = Annotated[str, typer.Option(help="Size above which the column store
 
 @app.command()
 def validate(spec: Spec, overrides: Words = None, storage: Storage = ".", dry_run: DryRun = False) -> None:
-    """Check a spec, its data and its models, and say what it will ask for. No model runs."""
+    """Check a spec, its data and its models, and say what it will ask for. No model runs.
+
+    A config file of Ray Serve, or a RayService of KubeRay that holds one, is checked too: Ray ignores misspelt keys.
+    """
+    if not overrides and _shows_serve_config(spec):
+        typer.echo(f"{spec} is valid")
+        return
     _show_plan(_read(spec, overrides), with_spec=dry_run)
     typer.echo(f"{spec} is valid")
 
@@ -200,7 +206,10 @@ def predict(
 
 @app.command()
 def serve(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="run_ids or run folders.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN... [serve.key=value]...", help="run_ids or run folders; fields of their serve."),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     api_keys: Annotated[
@@ -324,6 +333,24 @@ def _read(spec: Path, overrides: list[str] | None) -> "Experiment":
     from graft.spec import Experiment
 
     return Experiment.from_yaml(spec, *(overrides or ()))
+
+
+def _shows_serve_config(file: Path) -> bool:
+    """Show what a file deploys, where it is one of Ray Serve's."""
+    from graft.specfile import read_yaml
+
+    values = read_yaml(file)
+    # Asked before Ray is loaded: most files are specs.
+    if "applications" not in values and values.get("kind") != "RayService":
+        return False
+    from graft.serving.checking import check_serve_config
+
+    checked = check_serve_config(file)
+    for line in checked.lines():
+        typer.echo(line)
+    for warning in checked.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    return True
 
 
 def _show_plan(experiment: "Experiment", with_spec: bool) -> None:

@@ -90,7 +90,7 @@ def _head(planned: Plan) -> dict[str, Any]:
         "task": experiment.task.name,
         "examples": planned.examples.num_rows,
         "seed": experiment.regime.seed,
-        "spec": experiment.to_mapping(),
+        "spec": experiment.question(),
         "task_sha": planned.dataset.fingerprint,
         "equal_inputs": planned.dataset.equal_inputs,
         "models": {

@@ -52,16 +52,7 @@ class Graph:
 
     def fit(self, rows: pa.Table, context: Context) -> "Graph":
         """A fitted copy: node by node, fit on the rows so far, then run on them for the next."""
-        fitted = []
-        for position, node in enumerate(self.nodes):
-            fitted.append(node.fit(rows, context))
-            if not isinstance(fitted[-1], Node):
-                raise GraftError(
-                    f"{class_path(type(node))}.fit gave {fitted[-1]!r}; it must return a node, such as self"
-                )
-            fitted[-1].fingerprint()  # what cannot be saved shows now, not after everything is computed
-            if position + 1 < len(self.nodes):
-                rows = run_node(fitted[-1], rows, context.store, context.progress, context.pool)
+        fitted, _ = fit_nodes(self.nodes, rows, context, last=True)
         return Graph(fitted, self.inputs)
 
     def run(
@@ -170,6 +161,28 @@ class Graph:
                 )
             nodes.append(node)
         return cls(nodes, inputs)
+
+
+def fit_nodes(
+    nodes: Sequence[Node], rows: pa.Table, context: Context, last: bool = False
+) -> tuple[list[Node], pa.Table]:
+    """Fitted copies of nodes that follow one another, and the rows with what they have added.
+
+    Args:
+        nodes: in their order.
+        rows: the examples, with what earlier nodes have added, and `target`.
+        context: what fitting needs beside them.
+        last: nothing follows, so the last one is fitted and does not run.
+    """
+    fitted: list[Node] = []
+    for position, node in enumerate(nodes):
+        fitted.append(node.fit(rows, context))
+        if not isinstance(fitted[-1], Node):
+            raise GraftError(f"{class_path(type(node))}.fit gave {fitted[-1]!r}; it must return a node, such as self")
+        fitted[-1].fingerprint()  # what cannot be saved shows now, not after everything is computed
+        if position + 1 < len(nodes) or not last:
+            rows = run_node(fitted[-1], rows, context.store, context.progress, context.pool)
+    return fitted, rows
 
 
 def _load_node(cls: type[Node], folder: Path, models: Models) -> Node:

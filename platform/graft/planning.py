@@ -122,7 +122,12 @@ def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> 
 def run_id(experiment: Experiment, dataset: Dataset, handles: Mapping[str, Any], graph: Graph) -> str:
     """Slug and hash of the resolved spec, with the contents of rows and models in place of where they lie."""
     assert experiment.method is not None  # resolved() saw to it
-    outside: Any = {"sweep": True, "task": {"path", "train", "test"}, "method": experiment.method.places()}
+    outside: Any = {
+        "sweep": True,
+        "serve": True,
+        "task": {"path", "train", "test"},
+        "method": experiment.method.places(),
+    }
     # What changes no result is no part of the question.
     values = experiment.model_dump(mode="json", exclude={**outside, "training": {"checkpoint_seconds"}})
     if experiment.regime.fold is None:

@@ -36,6 +36,18 @@ class Section(BaseModel):
                     )
         return values
 
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], origin: str = "spec") -> Self:
+        """Validate a plain mapping.
+
+        Raises:
+            SpecError: one line per fault, each with its full path.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SpecError("\n".join(describe(origin, fault) for fault in error.errors())) from error
+
 
 class Document(Section):
     """A whole page, with a name."""
@@ -59,18 +71,6 @@ class Document(Section):
         """
         return cls.from_mapping(override(read_yaml(path), overrides), origin=str(path))
 
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], origin: str = "spec") -> Self:
-        """Validate a plain mapping.
-
-        Raises:
-            SpecError: one line per fault, each with its full path.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SpecError("\n".join(_describe(origin, fault) for fault in error.errors())) from error
-
     def to_mapping(self) -> dict[str, Any]:
         """The whole spec with every default written out, as plain JSON values."""
         return self.model_dump(mode="json")
@@ -80,7 +80,8 @@ class Document(Section):
         return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
 
 
-def _describe(origin: str, fault: Mapping[str, Any]) -> str:
+def describe(origin: str, fault: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as a line: where, what, and what was got."""
     path = ".".join(str(part) for part in fault["loc"])
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] in ("unknown_key", "unknown_name", "no_name", "no_model", "no_method", "unknown_role"):

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from graft.errors import SpecError, suggest
+from graft.hosted import Serving
 from graft.sections import Document, Section
 from graft.swept import Sweep
 
@@ -326,6 +327,8 @@ class Experiment(Document):
     """Where the work runs."""
     sweep: Sweep | None = None
     """Many experiments from this one; null for a single run."""
+    serve: Serving = Serving()
+    """What its models are given where they are hosted."""
 
     @model_validator(mode="after")
     def _can_be_sharded(self) -> Self:
@@ -361,6 +364,10 @@ class Experiment(Document):
         roles = (*self.method.roles(self.task), *self.method.optional_roles(self.task))
         models = {role: source for role, source in self.models.items() if role in roles}
         return self.model_copy(update={"models": models, "sweep": None})
+
+    def question(self) -> dict[str, Any]:
+        """The whole spec as plain JSON values, but for how its models are hosted: that changes no answer."""
+        return self.model_dump(mode="json", exclude={"serve"})
 
     def run(self, storage: str | Path = ".") -> "Result":
         """Carry it out, or read the result if that was done before: see `graft.runner.run`."""

@@ -92,7 +92,7 @@ def check_swept(key: str, by: str) -> None:
     """Refuse a key that no part of a sweep may set."""
     if key in ("regime.seed", "training.seed"):
         raise ValueError(f"{key}: seeds are set by sweep.seeds, not by {by}")
-    if key.split(".")[0] in ("sweep", "name"):
+    if key.split(".")[0] in ("sweep", "serve", "name"):
         raise ValueError(f"{key}: not a field of a single experiment; give models, task, regime, method, ...")
 
 

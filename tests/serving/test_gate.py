@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from graft.serving import routes
 from graft.serving.gate import Limits
 from graft.serving.keys import Key, Keys, hash_key
 from graft.serving.layout import Layout, ServedRun, lay_out
+from graft.serving.wire import Manner
 
 KEYS = Keys((Key("anna", hash_key("secret")),))
 KEY = {"Authorization": "Bearer secret"}
@@ -25,8 +26,12 @@ LIMITS = Limits(body_bytes=1000, drain_bytes=4000, waiting_requests=2, seconds=0
 class NothingDeployed:
     """No cluster: nothing is ready, and nothing may be asked."""
 
-    async def run(self, run: ServedRun, rows: pa.Table) -> tuple[pa.Table, int]:
+    async def run(self, run: ServedRun, rows: pa.Table, **more: Any) -> tuple[pa.Table, int]:
         raise ZeroDivisionError("a text that somebody has sent")
+
+    async def write(self, run: ServedRun, manner: Manner, **more: Any) -> AsyncGenerator[Any]:
+        raise ZeroDivisionError("a text that somebody has sent")
+        yield
 
     async def not_ready(self) -> list[str]:
         return ["embed-tiny"]

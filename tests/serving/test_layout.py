@@ -22,14 +22,14 @@ def test_a_model_is_deployed_once_whoever_uses_it(layout: Layout, tiny_bert: Pat
     assert tart.segments[1].deployment.startswith("reason-recipe-hybrid")
     assert shared.startswith(f"embed-{tiny_bert.name.rstrip('0123456789').replace('_', '-')}")
     assert words.segments[0].deployment == shared
-    assert {segment.deployment for run in layout.runs for segment in run.segments} == set(layout.devices)
+    assert {segment.deployment for run in layout.runs for segment in run.segments} == set(layout.deployments)
     assert len(calm.segments) == 1  # both of its models lie in one replica
     assert [len({part.deployment for part in run.segments}) for run in (fiat, words)] == [2, 2]
     # The encoder, TART's head, the vectors' classifier, the composed model, teacher, student and the model of words:
     # what reads the same weights in the same way shares them.
     used = {segment.deployment for run in layout.runs for segment in run.segments}
     assert fiat.segments[0].deployment == words.segments[1].deployment
-    assert len(used) == len(layout.devices) == 6
+    assert len(used) == len(layout.deployments) == 6
 
 
 def test_nodes_without_a_model_ride_with_the_one_before(layout: Layout) -> None:
@@ -57,7 +57,7 @@ def test_a_run_named_twice_is_served_once(storage: Path, run_ids: dict[str, str]
     twice = [runs.open_run(run_ids["vectors"], storage), runs.open_run(storage / "runs" / run_ids["vectors"])]
     layout = lay_out(twice)
     assert [run.run_id for run in layout.runs] == [run_ids["vectors"]]
-    assert len(layout.devices) == 1
+    assert len(layout.deployments) == 1
 
 
 def test_a_graph_that_was_changed_is_refused(storage: Path, run_ids: dict[str, str], tmp_path: Path) -> None:

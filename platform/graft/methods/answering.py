@@ -68,6 +68,27 @@ class Answer(Node):
         """The model that answers: the frozen one, or what training has made of it."""
         return self.model
 
+    @property
+    def streams(self) -> bool:
+        """Whether `run` is what the speaker writes after `prompts`, up to `ends`, as `read` reads it."""
+        return self.generation
+
+    def prompts(self, rows: pa.Table) -> list[str]:
+        """What the speaker reads of each row."""
+        return self._prompts(self._template(), rows)
+
+    def verbatim(self, prompt: str) -> str:
+        """A prompt that the speaker reads as it is given.
+
+        Raises:
+            ModelError: the speaker reads more than that.
+        """
+        return prompt
+
+    def read(self, text: str) -> str | None:
+        """What a written answer says; None where it cannot be read."""
+        return parse(text, self.parser) if self.parser else text.strip() or None
+
     def check(self, rows: pa.Table) -> None:
         """Every prompt with its answer fits the model's context.
 
@@ -92,19 +113,15 @@ class Answer(Node):
         template = self._template()
         prompts = self._prompts(template, rows)
         if self.generation:
-            answers = self._answers(self.speaker.generate(prompts, self.max_new_tokens, stop=self._stops))
+            answers = self._answers(self.speaker.generate(prompts, self.max_new_tokens, stop=self.ends))
         else:
             answers = answer_columns(self._normalised(self._scores(template, prompts, rows)), self.labels)
         return answers.append_column("prompt_tokens_cut", pa.array(self._tokens_cut(rows)))
 
     def _answers(self, texts: Sequence[str]) -> pa.Table:
         """Columns `prediction` (null where there is nothing to read) and, with a parser, `written`."""
-        found = pa.table({"prediction": pa.array([self._parsed(text) for text in texts], pa.string())})
+        found = pa.table({"prediction": pa.array([self.read(text) for text in texts], pa.string())})
         return found.append_column("written", pa.array(texts, pa.string())) if self.parser else found
-
-    def _parsed(self, text: str) -> str | None:
-        """What a written answer says; None where it cannot be read."""
-        return parse(text, self.parser) if self.parser else text.strip() or None
 
     def target_log_probabilities(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """How probable the targets are: the sum over each one's tokens (nats) and their number, both [N].
@@ -168,7 +185,7 @@ class Answer(Node):
         return self.model.chat is not None or (self.model.remote and self.model.source.variant == "instruct")
 
     @property
-    def _stops(self) -> tuple[str, ...]:
+    def ends(self) -> tuple[str, ...]:
         """What ends a written answer beside the model's own end token."""
         return () if self._chats else self.stops
 

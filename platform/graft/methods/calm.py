@@ -201,6 +201,16 @@ class Composed(Learned):
         count = sum(value.size for value in own.values())
         return dataclasses.replace(self, weights=own, trained=count, added=count)
 
+    def verbatim(self, prompt: str) -> str:
+        """A prompt that all models read as it is given.
+
+        Raises:
+            ModelError: in mode context they read another text beside it.
+        """
+        if self.mode == "context":
+            raise ModelError("prompt: in mode context the augmenting model reads a text of its own; ask about a row")
+        return prompt
+
     def check(self, rows: pa.Table) -> None:
         """Every prompt fits the contexts of all models.
 

@@ -94,7 +94,7 @@ class Explain(Answer):
     def run(self, rows: pa.Table) -> pa.Table:
         """Texts, up to a blank line where the model is no chat."""
         prompts = self._prompts(self._template(), rows)
-        written = self.model.write(prompts, self.max_new_tokens, self._stops)
+        written = self.model.write(prompts, self.max_new_tokens, self.ends)
         columns = {
             "rationale": pa.array([one.text.strip() for one in written], pa.string()),
             "rationale_whole": pa.array([one.whole for one in written]),
@@ -163,6 +163,6 @@ class Explain(Answer):
         return np.asarray(self.model.excess(prompts, max_new_tokens=self.max_new_tokens))
 
     @property
-    def _stops(self) -> tuple[str, ...]:
+    def ends(self) -> tuple[str, ...]:
         """A blank line, where the model is no chat."""
         return () if self._chats else ("\n\n",)

@@ -219,7 +219,7 @@ class Learned(Answer):
         return [end] if end is not None else list(self.model.tokenizer("\n", add_special_tokens=False)["input_ids"])
 
     @property
-    def _stops(self) -> tuple[str, ...]:
+    def ends(self) -> tuple[str, ...]:
         """An end token is learned, where the model has one."""
         return () if self._chats or self.model.tokenizer.eos_token_id is not None else self.stops
 

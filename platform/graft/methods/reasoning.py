@@ -61,6 +61,11 @@ class Reason(Complete):
         votes = ("votes",) if self.samples > 1 else ()
         return (*super().writes, "rationale", "rationale_whole", *votes)
 
+    @property
+    def streams(self) -> bool:
+        """A rationale comes first, and several may vote."""
+        return False
+
     def fit(self, rows: pa.Table, context: Context) -> Self:
         """Keep the examples that prompts may show, with their rationales: the rows' own, or the model's."""
         fitted = super().fit(rows, context)
@@ -123,7 +128,7 @@ class Reason(Complete):
     def _texts(self, prompts: Sequence[str]) -> tuple[pa.Table, np.ndarray, np.ndarray]:
         """Free-text answers; for each row the first chain that gave it, and which share did."""
         texts = self.model.generate(prompts, self.max_new_tokens, stop=self.stops)
-        answers = [self._parsed(text.strip().removesuffix(".")) for text in texts]
+        answers = [self.read(text.strip().removesuffix(".")) for text in texts]
         chosen, votes = [], []
         for start in range(0, len(answers), self.samples):
             own = answers[start : start + self.samples]

@@ -106,12 +106,18 @@ class CausalModel(LocalModel):
     ) -> list[Written]:
         """Continuations, without the prompt."""
         with self.lock, torch.inference_mode():
-            rows = self._rows(prompts)
-            needs = [len(row) + max_new_tokens for row in rows]
-            self._check_fits(needs, "prompt with max_new_tokens", lambda: TOO_LONG)
+            rows = self.rows_to_write(prompts, max_new_tokens)
             return write(
                 self, rows, max_new_tokens, stop, sampling, lambda batch: self.beside([prompts[row] for row in batch])
             )
+
+    def rows_to_write(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        """Tokens of each prompt, the tokenizer's first ones included."""
+        with self.lock:
+            rows = self._rows(prompts)
+            needs = [len(row) + max_new_tokens for row in rows]
+            self._check_fits(needs, "prompt with max_new_tokens", lambda: TOO_LONG)
+            return rows
 
     def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Tokens of each prompt and of its target, divided where `score` divides them for this candidate alone."""

@@ -169,6 +169,14 @@ class Model:
         """As `generate`, and whether each text came to its end; `sampling` draws texts instead."""
         self._cannot(*WRITING)
 
+    def rows_to_write(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        """Tokens of each prompt as `write` reads them.
+
+        Raises:
+            ModelError: a prompt leaves no room in the context, this kind of model writes no text, or it is elsewhere.
+        """
+        self._cannot(*WRITING)
+
     def excess(
         self, prompts: Sequence[str], candidates: Candidates | None = None, max_new_tokens: int | None = None
     ) -> NDArray[np.int32]:

@@ -69,9 +69,14 @@ class Seq2SeqModel(LocalModel):
     ) -> list[Written]:
         """Answers."""
         with self.lock, torch.inference_mode():
+            return write(self, self.rows_to_write(prompts, max_new_tokens), max_new_tokens, stop, sampling)
+
+    def rows_to_write(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        """Tokens of each prompt, which the encoder reads."""
+        with self.lock:
             rows = self._prompts(prompts)
             self._check_fits([max_new_tokens for _ in rows], "answer", lambda: "set method.max_new_tokens to less")
-            return write(self, rows, max_new_tokens, stop, sampling)
+            return rows
 
     def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Tokens of each prompt, which the encoder reads, and of its target, which the decoder writes."""

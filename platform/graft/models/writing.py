@@ -1,7 +1,7 @@
 """Text from transformers' own `generate`, greedy or drawn, the same for causal and encoder-decoder models."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from graft.models import prefixes
 from graft.models.batching import batches, padded
+from graft.models.drawing import Gumbel
+from graft.models.growing import first_of
 from graft.models.model import Sampling, Written
 
 if TYPE_CHECKING:
@@ -24,6 +26,23 @@ Beside = Callable[[Sequence[int]], dict[str, Any]]
 """Rows to what else the network takes with them."""
 
 
+class Hearer(Protocol):
+    """Chooses and hears every token of a batch while it is written, and ends its rows."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """That each row wrote."""
+        ...
+
+    def scores(self, ids_BT: Tensor, logits_BV: Tensor, /) -> Tensor:
+        """Scores [B, V], the highest of which is each row's next token."""
+        ...
+
+    def ended(self, ids_BT: Tensor, scores: Any, /, **options: Any) -> Tensor:
+        """Hear the newest token of each row, the last of its ids; True [B] where a row ends."""
+        ...
+
+
 def write(
     model: "LocalModel",
     rows: Sequence[list[int]],
@@ -31,6 +50,7 @@ def write(
     stop: Sequence[str],
     sampling: Sampling | None = None,
     beside: Beside = lambda _batch: {},
+    heard_by: Callable[[Sequence[int]], Hearer] | None = None,
 ) -> list[Written]:
     """A continuation of each row of tokens, cut before the first stop string.
 
@@ -43,6 +63,8 @@ def write(
         stop: where a text ends.
         sampling: draw them; None writes the most likely ones.
         beside: what else the network takes with these rows.
+        heard_by: who chooses and hears the tokens of these rows, which are written together; `stop` and `sampling`
+            are then its affair.
     """
     found: list[Any] = [None] * len(rows)
     decoder = cast("CausalModel", model)  # where anything is shared
@@ -56,6 +78,7 @@ def write(
                 model, [rows[row] for row in members], (beginning, shared), max_new_tokens, stop,
                 None if sampling is None else Gumbel(sampling.temperature, [sampling.seeds[row] for row in members]),
                 beside(members),
+                heard_by(members) if heard_by else None,
             )  # fmt: skip
             for row, one in zip(members, written, strict=True):
                 found[row] = one
@@ -68,11 +91,12 @@ def _write_batch(
     beginning: tuple[Any, int],
     max_new_tokens: int,
     stop: Sequence[str],
-    drawing: "Gumbel | None",
+    drawing: Gumbel | None,
     beside: dict[str, Any],
+    hearer: Hearer | None,
 ) -> list[Written]:
     causal = model.kind == "causal"
-    end = model.network.generation_config.eos_token_id
+    ends = end_tokens(model)
     cache, shared = beginning
     # Decoders write after the last token, so padding comes first; an encoder does not mind.
     ids, mask = padded([prompt[shared:] for prompt in prompts], model.network.device, left=causal)
@@ -89,35 +113,20 @@ def _write_batch(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
-        stopping_criteria=[_Ended(model.tokenizer, width, stop)] if stop else [],
-        logits_processor=[drawing] if drawing else [],
+        stopping_criteria=[hearer.ended] if hearer else [_Ended(model.tokenizer, width, stop)] if stop else [],
+        logits_processor=[hearer.scores] if hearer else [drawing] if drawing else [],
         **given,
     )
     found = []
-    for prompt, written in zip(prompts, output[:, width:].tolist(), strict=True):
-        new = _until_end(written, end)
+    for row, (prompt, written) in enumerate(zip(prompts, output[:, width:].tolist(), strict=True)):
+        new = written[: hearer.tokens[row]] if hearer else _until_end(written, ends)
         model.usage.add(len(prompt) - shared + max(0, len(new) - 1), max(1, len(new)))
         text = completion(model.tokenizer, prompt if causal else [], new)
-        until = _first(text, stop)
-        ended = until < len(text) or len(new) < max_new_tokens or new[-1] in _ends(end)
+        at = first_of(text, stop)
+        until = len(text) if at is None else at
+        ended = until < len(text) or len(new) < max_new_tokens or new[-1] in ends
         found.append(Written(text[:until], ended))
     return found
-
-
-class Gumbel:
-    """Turns the most likely token into a drawn one: noise is added to the logits (the Gumbel-max trick).
-
-    Each row has its own stream of noise, so what is drawn does not depend on the batch.
-    """
-
-    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
-        self.temperature = temperature
-        self.streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
-
-    def __call__(self, _ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
-        """Logits [B, V] of the next token, with noise."""
-        noise = np.stack([stream.gumbel(size=logits_BV.shape[1]) for stream in self.streams])
-        return logits_BV.float() / self.temperature + torch.from_numpy(noise).to(logits_BV.device, torch.float32)
 
 
 def _alike(model: "CausalModel", rows: Sequence[list[int]]) -> list[prefixes.Group]:
@@ -188,19 +197,15 @@ class _Ended:
         return torch.tensor(ended, device=ids_BT.device)
 
 
-def _ends(end: Any) -> set[int]:
+def end_tokens(model: "LocalModel") -> set[int]:
+    """Tokens that end a text."""
+    end = model.network.generation_config.eos_token_id
     return set(end) if isinstance(end, list) else {end}
 
 
-def _until_end(tokens: list[int], end: Any) -> list[int]:
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
     """Up to and with the first end token; what follows is padding."""
-    ends = _ends(end)
     for index, token in enumerate(tokens):
         if token in ends:
             return tokens[: index + 1]
     return tokens
-
-
-def _first(text: str, stop: Sequence[str]) -> int:
-    """Where the first stop string begins, or the text's end."""
-    return min((at for at in map(text.find, stop) if at >= 0), default=len(text))

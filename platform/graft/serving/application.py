@@ -1,31 +1,28 @@
-"""The processes of a served graph: a deployment per model, and one that speaks HTTP and walks a row through them."""
+"""A layout as deployments of Ray Serve: one per model, and one that speaks HTTP and walks a row through them."""
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import pyarrow as pa
 from ray import exceptions, serve
 
-from graft import runs
-from graft.errors import GraftError
-from graft.execution import run_node
-from graft.graph import Graph
+from graft.hosted import Hosting
+from graft.models.asked import Piece
 from graft.serving import routes
 from graft.serving.gate import Limits
 from graft.serving.keys import Keys
 from graft.serving.layout import Layout, ServedRun
 from graft.serving.schemas import Refusal
+from graft.serving.wire import Examples, Manner, Pieces, Reply, Work, Writing
 
 log = logging.getLogger(__name__)
 
 INGRESS = "http"
-BATCH_REQUESTS = 16
-BATCH_WAIT_SECONDS = 0.005
 READY_SECONDS = 2.0
-ATTEMPTS = 2
+ATTEMPTS = 3
 """Answering changes nothing, so what a dying replica has not answered is asked again."""
 
 GONE = (
@@ -35,146 +32,188 @@ GONE = (
 )
 
 
-@dataclass(frozen=True)
-class Work:
-    """Rows for one segment of one run."""
-
-    run_id: str
-    segment: int
-    rows: pa.Table
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What became of them."""
-
-    rows: pa.Table | None = None
-    prompt_tokens: int = 0
-    refused: str = ""
-    """Why the rows cannot be answered, for whoever sent them."""
-
-
-class ModelReplica:
-    """One model in memory, and the nodes of every run that use it."""
-
-    def __init__(self, name: str, served: Sequence[ServedRun]) -> None:
-        """Load the graphs and this deployment's own weights, so that a replica that is ready can answer.
-
-        Raises:
-            GraftError: a run or a model is damaged, or has changed.
-        """
-        self.served = {run.run_id: run for run in served if any(part.deployment == name for part in run.segments)}
-        self.graphs = {run_id: runs.load_graph(run.files, run.folder) for run_id, run in self.served.items()}
-        for run_id, run in self.served.items():
-            for segment in run.segments:
-                if segment.deployment == name:
-                    for node in self.graphs[run_id].nodes[segment.start : segment.stop]:
-                        node.warm()
-
-    async def ready(self) -> bool:
-        """It answers."""
-        return True
-
-    @serve.batch(max_batch_size=BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
-    async def run(self, works: list[Work]) -> list[Reply]:
-        """Answer requests that came together; in a thread, so that health checks are answered meanwhile."""
-        return await asyncio.to_thread(self._run, works)
-
-    def _run(self, works: list[Work]) -> list[Reply]:
-        alike: dict[Any, list[int]] = {}
-        for place, work in enumerate(works):
-            alike.setdefault((work.run_id, work.segment, work.rows.schema), []).append(place)
-        replies = [Reply()] * len(works)
-        for places in alike.values():
-            for place, reply in zip(places, self._together([works[place] for place in places]), strict=True):
-                replies[place] = reply
-        return replies
-
-    def _together(self, works: list[Work]) -> list[Reply]:
-        """Requests for the same segment as one table; each by itself where together they fail."""
-        try:
-            return self._answer(works)
-        except Exception as error:
-            if len(works) > 1:
-                return [reply for work in works for reply in self._together([work])]
-            if isinstance(error, GraftError) and error.exit_code == 2:
-                return [Reply(refused=str(error))]
-            # Only its kind: the message may repeat what a user has sent.
-            log.error("%s: segment %d failed: %s", works[0].run_id, works[0].segment, type(error).__name__)
-            return [Reply()]
-
-    def _answer(self, works: list[Work]) -> list[Reply]:
-        run, graph = self.served[works[0].run_id], self.graphs[works[0].run_id]
-        segment = run.segments[works[0].segment]
-        rows = pa.concat_tables([work.rows for work in works])
-        for node in graph.nodes[segment.start : segment.stop]:
-            rows = run_node(node, rows, store=None)
-        rows = rows.select([name for name in rows.column_names if name in segment.keeps])
-        replies, start = [], 0
-        for work in works:
-            own = rows.slice(start, work.rows.num_rows)
-            replies.append(Reply(own, _count_tokens(graph, run, work)))
-            start += work.rows.num_rows
-        return replies
-
-
-def _count_tokens(graph: Graph, run: ServedRun, work: Work) -> int:
-    """Tokens of the request's inputs, as the first model of the run counts them; a row is counted once."""
-    handle = next((handle for node in graph.nodes for handle in node.handles().values()), None)
-    if work.segment or handle is None or handle.remote or run.kind == "vector":
-        return 0
-    values = [value for name in run.inputs for value in work.rows[name].to_pylist()]
-    if run.kind == "messages":
-        # What stands beside a conversation is text.
-        values = [text for one in values for text in ([one] if isinstance(one, str) else [t["content"] for t in one])]
-    return int(handle.count_tokens(values).sum())
-
-
 @serve.ingress()
 class Ingress:
     """HTTP in front of the models."""
 
-    def __init__(self, served: Sequence[ServedRun], keys: Keys, limits: Limits, models: Mapping[str, Any]) -> None:
-        """Take what is served, who may ask, and a handle per deployment."""
+    def __init__(
+        self, served: Sequence[ServedRun], keys: Keys, limits: Limits, models: Mapping[str, Any], spread: Sequence[str]
+    ) -> None:
+        """Take what is served, who may ask, a handle per deployment, and names of those whose replicas differ."""
         self.served, self.keys, self.limits, self.models = served, keys, limits, models
+        self.spread = frozenset(spread)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Serve asks for the application once this object exists, in its replica."""
         return routes.build(self.served, self.keys, self.limits, self)
 
-    async def run(self, run: ServedRun, rows: pa.Table) -> tuple[pa.Table, int]:
-        """Walk the rows through the run's segments; gives the answers and the tokens of the inputs."""
+    async def run(
+        self,
+        run: ServedRun,
+        rows: pa.Table,
+        *,
+        examples: Examples | None = None,
+        column: str | None = None,
+        segments: int | None = None,
+        request_id: str = "",
+    ) -> tuple[pa.Table, int]:
+        """Walk the rows through the run's segments; gives what is left of them and the tokens of the inputs.
+
+        Args:
+            run: which one.
+            rows: `id` and its inputs.
+            examples: labelled rows to which it is fitted before; None for its own.
+            column: what is wanted of the last segment, where that is not the answer.
+            segments: how many of them; None for all.
+            request_id: of the HTTP request.
+
+        Raises:
+            Refusal: the rows cannot be answered, or not now.
+        """
         tokens = 0
-        for place, segment in enumerate(run.segments):
-            reply = await self._ask(segment.deployment, Work(run.run_id, place, rows))
-            if reply.refused:
-                raise Refusal(422, reply.refused, "invalid_input", "input")
-            if reply.rows is None:
-                raise Refusal(500, f"{segment.deployment} failed on these rows; its log names the error", "internal")
-            rows, tokens = reply.rows, tokens + reply.prompt_tokens
+        parts = run.segments[:segments]
+        for segment in parts:
+            wanted = column if segment is parts[-1] else None
+            reply = await self._answer(Work(run.place, segment, rows, examples, wanted, request_id))
+            assert reply.rows is not None
+            rows, examples, tokens = reply.rows, reply.examples, tokens + reply.prompt_tokens
         return rows, tokens
 
-    async def _ask(self, deployment: str, work: Work) -> Reply:
-        for _ in range(ATTEMPTS):
-            try:
-                reply: Reply = await self.models[deployment].run.remote(work)
-                return reply
-            except GONE as error:
-                log.warning("%s is gone: %s", deployment, type(error).__name__)
-        message = f"{deployment} is being restarted; try again in a few seconds"
-        raise Refusal(503, message, "unavailable", headers={"Retry-After": "5"})
+    async def write(
+        self,
+        run: ServedRun,
+        manner: Manner,
+        *,
+        prompts: Sequence[str] = (),
+        rows: pa.Table | None = None,
+        request_id: str = "",
+    ) -> AsyncGenerator[Sequence[tuple[int, Piece]]]:
+        """What the run's answering model writes after prompts, or in answer to a row.
+
+        Args:
+            run: which one.
+            manner: how it writes.
+            prompts: verbatim.
+            rows: one row: `id` and the run's inputs.
+            request_id: of the HTTP request.
+
+        Raises:
+            Refusal: the texts cannot be written, or not now.
+        """
+        if rows is not None and len(run.segments) > 1:
+            rows, _ = await self.run(run, rows, segments=len(run.segments) - 1, request_id=request_id)
+        writing = Writing(run.place, run.segments[-1], manner, tuple(prompts), rows, request_id)
+        if manner.whole:
+            whole = await self._asked(writing, lambda handle: handle.write_whole.remote(writing))
+            yield _sound(whole, writing).items
+            return
+        async with aclosing(self._streamed(writing)) as messages:
+            async for message in messages:
+                yield message
 
     async def not_ready(self) -> list[str]:
         """Names of deployments that do not answer in time."""
-        answers = await asyncio.gather(*(self._answers(handle) for handle in self.models.values()))
+        answers = await asyncio.gather(*(self._ready(handle) for handle in self.models.values()))
         return [name for name, fine in zip(self.models, answers, strict=True) if not fine]
 
-    async def _answers(self, handle: Any) -> bool:
+    async def _ready(self, handle: Any) -> bool:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 return bool(await handle.ready.remote())
         except (TimeoutError, *GONE):
             return False
+
+    async def _answer(self, work: Work) -> Reply:
+        reply: Reply = await self._asked(work, lambda handle: handle.answer.remote(work))
+        if reply.refused:
+            raise Refusal(422, reply.refused, "invalid_input", "input")
+        if reply.rows is None:
+            raise _broken(work)
+        return reply
+
+    async def _asked(self, work: Work | Writing, ask: Callable[[Any], Any]) -> Any:
+        """Ask a deployment, and another of its replicas where one dies."""
+        for attempt in range(ATTEMPTS):
+            answer = ask(self._handle(work))
+            try:
+                return await answer
+            except asyncio.CancelledError:
+                # Serve does so for a client that left; for a time-out it would go on.
+                answer.cancel()
+                raise
+            except GONE as error:
+                await self._gone(work, error, attempt)
+        raise _away(work)
+
+    async def _streamed(self, writing: Writing) -> AsyncGenerator[Sequence[tuple[int, Piece]]]:
+        """Pieces as they come. Where a replica dies another one writes the texts again, and what was told is left out.
+
+        Every text has a seed, so it is the same again; where it is not after all, the stream ends with an error.
+        """
+        said: dict[int, str] = {}
+        for attempt in range(ATTEMPTS):
+            behind = dict(said)
+            try:
+                stream = self._handle(writing).options(stream=True).write.remote(writing)
+                try:
+                    async for message in stream:
+                        items = [
+                            (number, _beyond(piece, behind, number)) for number, piece in _sound(message, writing).items
+                        ]
+                        for number, piece in items:
+                            said[number] = said.get(number, "") + piece.text
+                        yield items
+                    return
+                finally:
+                    stream.cancel()
+            except GONE as error:
+                await self._gone(writing, error, attempt)
+        raise _away(writing)
+
+    def _handle(self, work: Work | Writing) -> Any:
+        handle = self.models[work.segment.deployment]
+        if work.segment.deployment in self.spread:
+            return handle.options(multiplexed_model_id=work.place.run_id)
+        return handle
+
+    async def _gone(self, work: Work | Writing, error: Exception, attempt: int) -> None:
+        log.warning("request %s: %s is gone: %s", work.request_id, work.segment.deployment, type(error).__name__)
+        if attempt:
+            await asyncio.sleep(0.1 * attempt)
+
+
+def _beyond(piece: Piece, behind: dict[int, str], number: int) -> Piece:
+    """What is new of a piece of a text that is written again."""
+    known = behind.get(number, "")
+    if not known:
+        return piece
+    both = min(len(known), len(piece.text))
+    if known[:both] != piece.text[:both]:
+        raise Refusal(503, "the text was lost with its process and came out otherwise; ask again", "unavailable")
+    behind[number] = known[both:]
+    return Piece(piece.text[both:], piece.tokens, piece.logprobs, piece.finish, piece.prompt_tokens)
+
+
+def _sound(message: Pieces, writing: Writing) -> Pieces:
+    """A message that is no refusal.
+
+    Raises:
+        Refusal: it is.
+    """
+    if message.refused:
+        raise Refusal(422, message.refused, "invalid_input", "prompt" if writing.prompts else "messages")
+    if message.failed:
+        raise _broken(writing)
+    return message
+
+
+def _broken(work: Work | Writing) -> Refusal:
+    return Refusal(500, f"{work.segment.deployment} failed on this; its log names the error", "internal")
+
+
+def _away(work: Work | Writing) -> Refusal:
+    message = f"{work.segment.deployment} is being restarted; try again in a few seconds"
+    return Refusal(503, message, "unavailable", headers={"Retry-After": "5"})
 
 
 def build(layout: Layout, keys: Keys, limits: Limits, resources: Mapping[str, dict[str, float]]) -> serve.Application:
@@ -186,20 +225,46 @@ def build(layout: Layout, keys: Keys, limits: Limits, resources: Mapping[str, di
         limits: of the HTTP interface.
         resources: `num_cpus` and `num_gpus` of each deployment.
     """
-    shared = {
+    from graft.serving.replica import ModelReplica  # torch, which the ingress does without
+
+    models = {}
+    for name, one in layout.deployments.items():
+        hosted = serve.deployment(
+            ModelReplica,
+            name=name,
+            ray_actor_options=resources[name],
+            max_ongoing_requests=one.hosting.max_requests,
+            **_scaled(one.hosting),
+            **_shared(graceful_seconds=limits.seconds),
+        )
+        models[name] = hosted.bind(name, one.models, one.hosting, one.places)
+    spread = [name for name, one in layout.deployments.items() if len(one.places) > one.hosting.max_runs]
+    front = serve.deployment(
+        Ingress,
+        name=INGRESS,
+        ray_actor_options={"num_cpus": 0},
+        # The gate keeps the queue short; readiness is asked beside it.
+        max_ongoing_requests=2 * limits.waiting_requests,
+        **_shared(graceful_seconds=limits.seconds),
+    )
+    return front.bind(layout.runs, keys, limits, models, spread)
+
+
+def _scaled(hosting: Hosting) -> dict[str, Any]:
+    if hosting.max_replicas is None:
+        return {"num_replicas": hosting.replicas}
+    scaling = {"min_replicas": hosting.replicas, "max_replicas": hosting.max_replicas}
+    return {"autoscaling_config": {**scaling, "target_ongoing_requests": hosting.target_requests}}
+
+
+def _shared(graceful_seconds: float) -> dict[str, Any]:
+    return {
         # A model that dies while loading would die again: once is enough to say so.
         "max_constructor_retry_count": 1,
         "health_check_period_s": 5,
-        "graceful_shutdown_timeout_s": 5,
+        # What is being answered is answered; with nothing to do a process ends at once.
+        "graceful_shutdown_timeout_s": graceful_seconds,
         "graceful_shutdown_wait_loop_s": 0.2,
-        # The gate keeps the queue short; readiness is asked beside it.
-        "max_ongoing_requests": 2 * limits.waiting_requests,
+        # A new version stands beside the old one until it answers.
+        "max_surge_percent": 100,
     }
-    models = {
-        name: serve.deployment(ModelReplica, name=name, ray_actor_options=resources[name], **shared).bind(
-            name, layout.runs
-        )
-        for name in layout.devices
-    }
-    front = serve.deployment(Ingress, name=INGRESS, ray_actor_options={"num_cpus": 0}, **shared)
-    return front.bind(layout.runs, keys, limits, models)

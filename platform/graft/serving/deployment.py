@@ -15,7 +15,7 @@ from graft.cluster import Cluster
 from graft.errors import ServeError
 from graft.serving.gate import Limits
 from graft.serving.keys import Keys
-from graft.serving.layout import Layout
+from graft.serving.layout import Deployment, Layout
 from graft.serving.tls import Certificate, unverified
 
 log = logging.getLogger(__name__)
@@ -104,23 +104,47 @@ def _start(host: str, port: int, limits: Limits, tls: Certificate | None) -> Non
 
 
 def _resources(layout: Layout, cluster: Cluster) -> dict[str, dict[str, float]]:
-    """Logical CPUs and GPUs of each deployment, so that all of them find room at once.
+    """Logical CPUs and GPUs of each replica, so that all of them find room at once.
 
     Raises:
         ServeError: a cluster that others use has no CPU left.
     """
     import ray
 
-    free = ray.available_resources()
-    wanting = [name for name, device in layout.devices.items() if device in ("auto", "cuda")]
-    count = len(layout.devices)
-    cpus = _share(cluster.cpus if cluster.local else free.get("CPU", 0.0), count, ours=cluster.local)
-    gpus = min(1.0, _share(free.get("GPU", 0.0), max(len(wanting), 1), ours=cluster.local))
-    if not cpus:
+    free, found = ray.available_resources(), layout.deployments
+    cpus, gpus = cluster.cpus if cluster.local else free.get("CPU", 0.0), free.get("GPU", 0.0)
+    undecided = sum(one.hosting.replicas for one in found.values() if one.hosting.cpus is None)
+    given = sum(one.hosting.replicas * (one.hosting.cpus or 0.0) for one in found.values())
+    share = _share(max(0.0, cpus - given), max(undecided, 1), ours=cluster.local)
+    if (undecided and not share) or given > cpus:
         raise ServeError(
-            f"{count} deployments need a CPU, the cluster at {cluster.address} has none free; wait, or stop a job there"
+            f"{len(found)} deployments need {f'{given:g} CPUs' if given else 'a CPU'}, the cluster at "
+            f"{cluster.address} has {cpus:g} free; wait, stop a job there, or ask for less with serve.cpus"
         )
-    return {name: {"num_cpus": cpus, "num_gpus": gpus if name in wanting else 0.0} for name in layout.devices}
+    wanting = sum(one.hosting.replicas for one in found.values() if _may_use_gpu(one) and one.hosting.gpus is None)
+    return fixed_resources(layout, share, min(1.0, _share(gpus, max(wanting, 1), ours=cluster.local)))
+
+
+def fixed_resources(layout: Layout, cpus: float, gpus: float) -> dict[str, dict[str, float]]:
+    """Logical CPUs and GPUs of each replica.
+
+    Args:
+        layout: what is served, and what its spec says of them.
+        cpus: of each replica of which the spec says nothing.
+        gpus: likewise, where its model may use one.
+    """
+    return {
+        name: {
+            "num_cpus": cpus if one.hosting.cpus is None else one.hosting.cpus,
+            "num_gpus": (gpus if _may_use_gpu(one) else 0.0) if one.hosting.gpus is None else one.hosting.gpus,
+        }
+        for name, one in layout.deployments.items()
+    }
+
+
+def _may_use_gpu(deployment: Deployment) -> bool:
+    """Whether the model may lie on one."""
+    return bool(deployment.models) and deployment.device in ("auto", "cuda")
 
 
 def _share(free: float, count: int, ours: bool) -> float:

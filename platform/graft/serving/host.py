@@ -23,6 +23,7 @@ from graft.serving.keys import Key, Keys, hash_key, new_key, read_keys
 from graft.serving.layout import Layout, ServedRun, lay_out
 from graft.serving.request_ids import ask_proxy
 from graft.serving.tls import Certificate, read_certificate
+from graft.specfile import override
 from graft.storage import local_root
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def serve(
     """Serve finished runs until Ctrl-C or SIGTERM; gives False where that came before they were served.
 
     Args:
-        names: run_ids or run folders.
+        names: run_ids or run folders, and `serve.key=value` words: what their models are given.
         host: address to listen on.
         port: port to listen on.
         api_keys: file of key hashes; None makes one key for this session.
@@ -107,21 +108,34 @@ def serve(
         tls = read_certificate(tls_cert, tls_key)
         _check_port(host, port)
         _warn_of_clear_text(host, tls)
-        layout = lay_out([runs.open_run(name, storage) for name in names])
+        layout = lay_out([runs.open_run(name, storage) for name in names if "=" not in name], _changes(names))
         if stop.is_set():
             return False
         note(connecting(address))
         ask_proxy()
         with connect(address, "graft-serve") as cluster:
             _listen(stop)  # Ray has put its own handlers in place of these
-            for root in {local_root(run.files) for run in layout.runs} - {None}:
+            for root in {local_root(run.place.files) for run in layout.runs} - {None}:
                 check_shared(cluster, str(root))
-            note(f"loading models: {', '.join(layout.devices)}")
+            note(f"loading models: {', '.join(layout.deployments)}")
             with deployed(layout, keys, limits or Limits(), cluster, host, port, stop, tls) as ready:
                 if ready:
                     announce(Server(_url(host, port, tls), layout, cluster, key, tls))
                     watch(stop)
                 return ready
+
+
+def _changes(words: Sequence[str]) -> dict[str, Any]:
+    """What the `serve.key=value` words among these say.
+
+    Raises:
+        SpecError: one is of another section, or no run is named beside them.
+    """
+    words = [word for word in words if "=" in word]
+    for word in words:
+        if not word.startswith("serve."):
+            raise SpecError(f"{word!r}: a run is done; give serve.key=value, for example serve.replicas=2")
+    return dict(override({"serve": {}}, words)["serve"])
 
 
 @contextmanager
@@ -174,7 +188,7 @@ def _url(host: str, port: int, tls: Certificate | None) -> str:
 
 def _sample_row(run: ServedRun) -> Any:
     """The first test row, with long texts cut."""
-    table = read_table(run.files, f"{run.folder}/predictions.parquet").select(list(run.inputs))
+    table = read_table(run.place.files, f"{run.place.folder}/predictions.parquet").select(list(run.inputs))
     row = {
         name: value[:SAMPLE_CHARACTERS] if isinstance(value, str) else value
         for name, value in table.slice(0, 1).to_pylist()[0].items()

@@ -8,52 +8,77 @@ costs more than they do.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyarrow import fs
 
-from graft import runs
+from graft import models, runs
 from graft.execution import class_path
 from graft.graph import Graph
 from graft.hashing import digest
+from graft.hosted import Hosting
 from graft.node import Node
 from graft.results.files import read_table
 from graft.results.records import METRICS
+from graft.serving.wire import Place, Segment
+from graft.spec import Experiment
 
 ANSWER = ("prediction", "scores")
 """What is left of a row's columns at the end."""
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Nodes `start` to `stop` (exclusive) of one graph, which one deployment runs in one go."""
-
-    deployment: str
-    start: int
-    stop: int
-    keeps: tuple[str, ...]
-    """Columns that a later segment or the caller reads; the others stay in the replica."""
-
-
-@dataclass(frozen=True)
 class ServedRun:
     """A finished run as it is served."""
 
-    run_id: str
+    place: Place
     created: int
     """When it was done, in seconds since 1970."""
-    files: fs.SubTreeFileSystem
-    folder: str
+    fingerprint: str
+    """Of its graph: equal ones answer alike."""
     inputs: tuple[str, ...]
     kind: str
-    """Kind of the input columns: text, messages or vector."""
+    """Kind of the input columns: text, messages, image, audio or vector."""
     classifies: bool
     """Its answer is one of its labels, with probabilities."""
+    writes: bool
+    """Its last node holds a model that writes text."""
+    streams: bool
+    """Its answer is a text that this model writes after one prompt, and nothing else."""
+    embeds: int | None
+    """Number of the segment in which its rows become vectors; None where they do not."""
+    learns: bool
+    """It was fitted by gradients: examples in a request cannot take the place of its own."""
     segments: tuple[Segment, ...]
     nodes: tuple[dict[str, Any], ...]
     """What `/v1/graph` says of each node."""
+    aliases: tuple[str, ...] = ()
+    """Other names that clients may ask for it by."""
+
+    @property
+    def run_id(self) -> str:
+        """Its id."""
+        return self.place.run_id
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that clients may call it."""
+        return (self.run_id, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One model on its processes."""
+
+    device: str
+    """That its model asks for."""
+    models: tuple[str, ...]
+    """Fingerprints of what it holds; none where its nodes have no model."""
+    hosting: Hosting
+    places: tuple[Place, ...]
+    """Runs that use it."""
 
 
 @dataclass(frozen=True)
@@ -61,45 +86,82 @@ class Layout:
     """Everything that is served together."""
 
     runs: tuple[ServedRun, ...]
-    devices: dict[str, str]
-    """Name of each deployment to the device that its models ask for."""
+    deployments: dict[str, Deployment]
+    """By name."""
 
 
-def lay_out(found: Sequence[tuple[fs.SubTreeFileSystem, str]]) -> Layout:
+@dataclass
+class _Plot:
+    """A layout in the making: what deployments are called, and what is known of them."""
+
+    serve: Mapping[str, Any]
+    names: dict[str, str] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
+    models: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    hosting: dict[str, Hosting] = field(default_factory=dict)
+
+
+def lay_out(found: Sequence[tuple[fs.SubTreeFileSystem, str]], serve: Mapping[str, Any] | None = None) -> Layout:
     """Load the graphs (not their weights) and share out their nodes.
 
     Args:
         found: file system and folder of each finished run; a run that is named twice is served once.
+        serve: fields that differ from the section `serve` of each run's own spec. A model that several runs share is
+            given what the first of them says.
 
     Raises:
-        GraftError: a run is damaged, or a model has changed since.
+        GraftError: a run is damaged, a model has changed since, or a field is wrong.
     """
-    names: dict[str, str] = {}
-    devices: dict[str, str] = {}
+    plot = _Plot(serve or {})
     served: dict[str, ServedRun] = {}
     for files, folder in found:
-        run = _served(files, folder, names, devices)
+        run = _served(files, folder, plot)
         served.setdefault(run.run_id, run)
-    used = {segment.deployment for run in served.values() for segment in run.segments}
-    return Layout(tuple(served.values()), {name: device for name, device in devices.items() if name in used})
+    deployments = {}
+    for name, device in plot.devices.items():
+        users = [run.place for run in served.values() if any(part.deployment == name for part in run.segments)]
+        if users:
+            deployments[name] = Deployment(device, plot.models[name], plot.hosting[name], tuple(users))
+    return Layout(tuple(served.values()), deployments)
 
 
-def _served(files: fs.SubTreeFileSystem, folder: str, names: dict[str, str], devices: dict[str, str]) -> ServedRun:
+def _served(files: fs.SubTreeFileSystem, folder: str, plot: _Plot) -> ServedRun:
     spec, graph = runs.read_spec(files, folder), runs.load_graph(files, folder)
-    owners = _owners(graph, spec.scaling.device, names)
-    devices.update((owner, spec.scaling.device) for owner in owners if owner not in devices)
+    owners = _owners(graph, spec.scaling.device, plot.names)
+    serving = spec.serve.changed(plot.serve)
+    for owner in dict.fromkeys(owners):
+        plot.devices.setdefault(owner, spec.scaling.device)
+        own = (node.handles().values() for node, its in zip(graph.nodes, owners, strict=True) if its == owner)
+        held = sorted({handle.fingerprint for handles in own for handle in handles})
+        plot.models.setdefault(owner, tuple(held))
+        plot.hosting.setdefault(owner, serving.of(*_roles(spec, held)))
     metrics = f"{folder}/metrics.parquet"
+    segments, last = _segments(graph, owners), graph.nodes[-1]
+    speaker = getattr(last, "speaker", None)
     return ServedRun(
-        run_id=read_table(files, metrics, METRICS)["run_id"][0].as_py(),
+        place=Place(read_table(files, metrics, METRICS)["run_id"][0].as_py(), files, folder),
         created=int(files.get_file_info(metrics).mtime.timestamp()),
-        files=files,
-        folder=folder,
+        fingerprint=graph.fingerprint(),
         inputs=graph.inputs,
         kind=spec.task.kind,
         classifies=any("scores" in node.writes for node in graph.nodes),
-        segments=_segments(graph, owners),
+        writes=speaker is not None and speaker.kind != "encoder",
+        streams=getattr(last, "streams", False),
+        embeds=_embeds(graph, segments),
+        learns=any(hasattr(node, "build") for node in graph.nodes),
+        segments=segments,
         nodes=tuple(_describe(node, owner) for node, owner in zip(graph.nodes, owners, strict=True)),
     )
+
+
+def _roles(spec: Experiment, held: Sequence[str]) -> list[str]:
+    """What these models are to the method, in the spec's order."""
+    return [role for role, source in spec.models.items() if models.fingerprint(source) in held]
+
+
+def _embeds(graph: Graph, segments: Sequence[Segment]) -> int | None:
+    place = next((at for at, node in enumerate(graph.nodes) if "embedding" in node.writes), None)
+    return None if place is None else next(at for at, part in enumerate(segments) if place < part.stop)
 
 
 def _owners(graph: Graph, device: str, names: dict[str, str]) -> list[str]:
@@ -140,9 +202,9 @@ def _segments(graph: Graph, owners: Sequence[str]) -> tuple[Segment, ...]:
 
 
 def _describe(node: Node, deployment: str) -> dict[str, Any]:
-    models = {
-        field: {"source": handle.source.source, "fingerprint": handle.fingerprint}
-        for field, handle in node.handles().items()
+    sources = {
+        name: {"source": handle.source.source, "fingerprint": handle.fingerprint}
+        for name, handle in node.handles().items()
     }
     return {
         "node": node.describe(),
@@ -150,5 +212,5 @@ def _describe(node: Node, deployment: str) -> dict[str, Any]:
         "reads": list(node.reads),
         "writes": list(node.writes),
         "deployment": deployment,
-        "models": models,
+        "models": sources,
     }

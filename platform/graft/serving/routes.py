@@ -1,29 +1,54 @@
 """The HTTP interface of served runs; it follows OpenAI's where that has a shape for it."""
 
+import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
+from graft.arrays import matrix
 from graft.errors import DataError, suggest
+from graft.serving import texts
 from graft.serving.gate import Gate, Limits, answer
 from graft.serving.keys import Keys
 from graft.serving.layout import ServedRun
-from graft.serving.questions import question_table
-from graft.serving.schemas import Answer, ClassifyRequest, ClassifyResponse, Refusal, Usage
+from graft.serving.questions import example_table, question_table
+from graft.serving.schemas import (
+    MAX_INPUTS,
+    Answer,
+    ClassifyRequest,
+    ClassifyResponse,
+    Embedding,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    Refusal,
+    Usage,
+)
+from graft.serving.text_schemas import ChatRequest, CompletionRequest
+from graft.serving.wire import Examples
 
 
-class Models(Protocol):
+class Models(texts.Models, Protocol):
     """The deployments behind the routes."""
 
-    async def run(self, run: ServedRun, rows: pa.Table) -> tuple[pa.Table, int]:
-        """The answers to the rows, and how many tokens their inputs have.
+    async def run(
+        self,
+        run: ServedRun,
+        rows: pa.Table,
+        *,
+        examples: Examples | None = None,
+        column: str | None = None,
+        segments: int | None = None,
+        request_id: str = "",
+    ) -> tuple[pa.Table, int]:
+        """What the run makes of the rows, and how many tokens their inputs have.
 
         Raises:
             Refusal: the rows cannot be answered, or not now.
@@ -35,12 +60,19 @@ class Models(Protocol):
 
 def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: Models) -> FastAPI:
     """The application that answers for these runs."""
-    known = {run.run_id: run for run in runs}
     app = FastAPI(title="graft", version=version("graft-compose"), redoc_url=None)
     app.add_middleware(Gate, keys=keys, limits=limits)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _not_routed)
+    known = {name: run for run in runs for name in run.names}
+    _add_looking(app, runs, known, models)
+    _add_asking(app, known, limits, models)
+    return app
+
+
+def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, ServedRun], models: Models) -> None:
+    """Routes that say what there is."""
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -56,9 +88,13 @@ def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: Models)
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        """The runs that are served."""
-        data = [{"id": run.run_id, "object": "model", "created": run.created, "owned_by": "graft"} for run in runs]
-        return {"object": "list", "data": data}
+        """The runs that are served, by every name that they may be asked by."""
+        return {"object": "list", "data": [_model(name, run) for name, run in known.items()]}
+
+    @app.get("/v1/models/{name}")
+    async def show_model(name: str) -> dict[str, Any]:
+        """One of them."""
+        return _model(name, _find(known, name))
 
     @app.get("/v1/graph")
     async def show_graphs() -> dict[str, Any]:
@@ -66,33 +102,99 @@ def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: Models)
         data = [{"model": run.run_id, "inputs": run.inputs, "kind": run.kind, "nodes": run.nodes} for run in runs]
         return {"object": "list", "data": data}
 
+
+def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, models: Models) -> None:
+    """Routes that ask the models."""
+
     @app.post("/v1/classify")
-    async def classify(request: ClassifyRequest) -> ClassifyResponse:
+    async def classify(asked: ClassifyRequest, request: Request) -> ClassifyResponse:
         """Label rows, with a probability for every label."""
-        run = _find(known, request)
-        try:
-            rows = question_table(request.input, run.inputs, run.kind)
-        except DataError as error:
-            raise Refusal(422, str(error), "invalid_input", "input") from error
-        answers, tokens = await models.run(run, rows)
-        usage = Usage(prompt_tokens=tokens, total_tokens=tokens)
-        return ClassifyResponse(model=run.run_id, data=_answers(answers), usage=usage)
+        run = _find(known, asked.model)
+        if not run.classifies:
+            message = f"model: {run.run_id} answers with free text, it has no labels; ask it by /v1/chat/completions"
+            raise Refusal(400, message, "no_labels", "model")
+        examples = _examples(run, asked)
+        rows = _rows(asked.input, run)
+        answers, tokens = await models.run(run, rows, examples=examples, request_id=_request_id(request))
+        texts.spend(request, tokens)
+        return ClassifyResponse(model=asked.model, data=_answers(answers), usage=Usage.of(tokens))
 
-    return app
+    @app.post("/v1/embeddings")
+    async def embeddings(asked: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
+        """Vectors of rows, as the run's encoder gives them to what comes after it."""
+        run = _find(known, asked.model)
+        if run.embeds is None:
+            raise Refusal(400, f"model: {run.run_id} has no node that embeds", "no_embedding", "model")
+        items = asked.input if isinstance(asked.input, list) else [asked.input]
+        if not 1 <= len(items) <= MAX_INPUTS:
+            raise Refusal(422, f"input: got {len(items)} rows; give 1 to {MAX_INPUTS}", "too_large", "input")
+        found, tokens = await models.run(
+            run, _rows(items, run), column="embedding", segments=run.embeds + 1, request_id=_request_id(request)
+        )
+        texts.spend(request, tokens)
+        vectors = matrix(found["embedding"]).astype("<f4")
+        data = [Embedding(index=at, embedding=_vector(one, asked)) for at, one in enumerate(vectors)]
+        return EmbeddingsResponse(model=asked.model, data=data, usage=Usage.of(tokens))
+
+    # What these two answer is in OpenAI's own documentation.
+    @app.post("/v1/completions", response_model=None)
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        """Texts that follow prompts, written by the run's answering model."""
+        return await texts.complete(_find(known, asked.model), asked, models, limits, request)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+        """The whole graph's answer to a row, as the answer to a message."""
+        return await texts.chat(_find(known, asked.model), asked, models, limits, request)
 
 
-def _find(known: dict[str, ServedRun], request: ClassifyRequest) -> ServedRun:
-    run = known.get(request.model)
+def _model(name: str, run: ServedRun) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": run.created, "owned_by": "graft", "root": run.run_id}
+
+
+def _find(known: Mapping[str, ServedRun], name: str) -> ServedRun:
+    run = known.get(name)
     if run is None:
-        message = f"model: no run {request.model[:100]!r} is served here; {suggest(request.model, known)}"
+        message = f"model: no run {name[:100]!r} is served here; {suggest(name[:100], known)}"
         raise Refusal(404, message, "model_not_found", "model")
-    if not run.classifies:
-        message = f"model: {run.run_id} answers with free text, it has no labels; use graft predict"
-        raise Refusal(400, message, "no_labels", "model")
-    if request.examples is not None:
-        message = "examples: must be null; a run answers as it was fitted"
-        raise Refusal(422, message, "not_supported", "examples")
     return run
+
+
+def _request_id(request: Request) -> str:
+    return str(getattr(request.state, "request_id", ""))
+
+
+def _rows(items: Sequence[Any], run: ServedRun) -> pa.Table:
+    try:
+        return question_table(items, run.inputs, run.kind)
+    except DataError as error:
+        raise Refusal(422, str(error), "invalid_input", "input") from error
+
+
+def _examples(run: ServedRun, asked: ClassifyRequest) -> Examples | None:
+    if asked.examples is None:
+        return None
+    if run.learns:
+        message = (
+            f"examples: {run.run_id} learned from its own by gradients, which a request does not wait for; leave them "
+            "out, or ask a run of probe, tart or icl"
+        )
+        raise Refusal(422, message, "not_supported", "examples")
+    labels = [one.label for one in asked.examples]
+    if len(set(labels)) < 2:
+        raise Refusal(
+            422, "examples: have one label only; give at least two to tell apart", "invalid_input", "examples"
+        )
+    try:
+        return Examples.of(example_table([one.input for one in asked.examples], labels, run.inputs, run.kind))
+    except DataError as error:
+        raise Refusal(422, str(error), "invalid_input", "examples") from error
+
+
+def _vector(numbers: np.ndarray, asked: EmbeddingsRequest) -> list[float] | str:
+    if asked.encoding_format == "base64":
+        return base64.b64encode(numbers.tobytes()).decode()
+    return [float(number) for number in numbers]
 
 
 def _answers(table: pa.Table) -> list[Answer]:

@@ -20,7 +20,7 @@ def changes(experiment: Experiment, sweep_id: str, files: fs.SubTreeFileSystem) 
     if before is None:
         return []
     other, values = before
-    own = dict(flatten(experiment.to_mapping()))
+    own = dict(flatten(experiment.question()))
     keys = [key for key in dict.fromkeys([*values, *own]) if _text(values, key) != _text(own, key)]
     said = [f"{key}: {_text(values, key)} ─► {_text(own, key)}" for key in keys]
     if len(said) > MOST_LINES:
@@ -45,7 +45,13 @@ def _newest(name: str, sweep_id: str, files: fs.SubTreeFileSystem) -> tuple[str,
         except (OSError, yaml.YAMLError):
             continue  # another sweep's file is no reason to stop
         if isinstance(values, Mapping) and values.get("name") == name:
-            found.append((info.mtime_ns or 0, folder, {key: value for key, value in values.items() if key != "runs"}))
+            found.append(
+                (
+                    info.mtime_ns or 0,
+                    folder,
+                    {key: value for key, value in values.items() if key not in ("runs", "serve")},
+                )
+            )
     if not found:
         return None
     _, folder, values = max(found, key=lambda one: one[:2])

@@ -38,7 +38,7 @@ class Curves:
         self.known.add(plan.run_id)
         place = f"{self.folder}/{plan.run_id}"
         values = {name: value for name, value in metrics.items() if value is not None}
-        settings = flat(plan.experiment.to_mapping())
+        settings = flat(plan.experiment.question())
         with writing(place):
             root = local_root(self.files)
             if root:

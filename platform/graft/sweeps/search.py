@@ -88,7 +88,7 @@ class CellSearch:
         name = f"{place} {self.base.method.name if self.base.method else ''} {self.base.regime.examples} examples"
         if cell.ablation.name:
             name += f" {cell.ablation.name}"
-        seed = int(hashing.digest(name, json.dumps(self.base.to_mapping(), sort_keys=True))[:8], 16) % 2**31
+        seed = int(hashing.digest(name, json.dumps(self.base.question(), sort_keys=True))[:8], 16) % 2**31
         down = search.metric in LOWER_IS_BETTER
         self.study = optuna.create_study(
             storage=storage,

@@ -76,7 +76,7 @@ class Mlflow:
         self.known.add(plan.run_id)
         made = self.client.create_run(self.experiment, run_name=plan.run_id, tags={"graft.run_id": plan.run_id})
         run = made.info.run_id
-        for key, value in flat(plan.experiment.to_mapping()).items():
+        for key, value in flat(plan.experiment.question()).items():
             self.client.log_param(run, key, str(value)[:500])
         for name, value in values.items():
             self.client.log_metric(run, name, value, step=plan.examples.num_rows)
@@ -116,7 +116,7 @@ class Wandb:
             name=plan.run_id,
             resume="allow",
             dir=str(self.place),
-            config=flat(plan.experiment.to_mapping()),
+            config=flat(plan.experiment.question()),
             mode=None if send else "offline",
             settings=self.wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
         )

@@ -1,0 +1,77 @@
+"""One text while it is written: when it ends, and what can be told of it."""
+
+from collections.abc import Sequence
+
+from graft.models.asked import Asked, Finish, Piece, Token
+from graft.models.detokenizing import Spelling, Text
+from graft.models.drawing import stream
+
+
+class Growing:
+    """A text to which tokens are added.
+
+    Args:
+        asked: what is written.
+        prompt: tokens of its prompt.
+        after: tokens that the text stands after: the prompt, or nothing beside an encoder.
+        spelling: the tokenizer's.
+        ends: tokens that end a text.
+    """
+
+    def __init__(
+        self, asked: Asked, prompt: Sequence[int], after: Sequence[int], spelling: Spelling, ends: set[int]
+    ) -> None:
+        self.asked, self.prompt_tokens, self.ends = asked, len(prompt), ends
+        self.text = Text(spelling, after)
+        self.stream = stream(asked.seed) if asked.temperature > 0 else None
+        self.tokens = 0
+        self.finish: Finish | None = None
+        self._held = ""
+        self._untold: list[Token] = []
+        self._told_tokens = 0
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be written."""
+        return self.finish is not None or self.asked.gone
+
+    def add(self, token: int, worth: Token | None = None) -> Piece | None:
+        """Take the next token; gives what can be told now, if anything can."""
+        self.tokens += 1
+        if worth is not None:
+            self._untold.append(worth)
+        ended = token in self.ends
+        last = ended or self.tokens >= self.asked.max_new_tokens
+        self._held += self.text.add(token)
+        if last:
+            self._held += self.text.rest()
+        at, stop = first_of(self._held, self.asked.stop), self.asked.stop
+        if at is not None:
+            self._held, self.finish = self._held[:at], "stop"
+        elif last:
+            self.finish = "stop" if ended else "length"
+        sure = len(self._held) - (begun(self._held, stop) if self.finish is None else 0)
+        if not sure and self.finish is None:
+            return None
+        return self._piece(sure)
+
+    def _piece(self, sure: int) -> Piece:
+        text, self._held = self._held[:sure], self._held[sure:]
+        new, self._told_tokens = self.tokens - self._told_tokens, self.tokens
+        worths, self._untold = tuple(self._untold), []
+        return Piece(text, new, worths, self.finish, self.prompt_tokens if self.finish else 0)
+
+
+def first_of(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first stop string begins."""
+    return min((at for at in map(text.find, stop) if at >= 0), default=None)
+
+
+def begun(text: str, stop: Sequence[str]) -> int:
+    """Characters at the end of a text that a stop string may begin with."""
+    most = min(len(text), max(map(len, stop), default=1) - 1)
+    for count in range(most, 0, -1):
+        end = text[-count:]
+        if any(word.startswith(end) for word in stop):
+            return count
+    return 0

@@ -1,0 +1,345 @@
+"""Texts written for many at once, against the same model writing each by itself."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import graft.models
+from graft.errors import ModelError
+from graft.models.continuous import Continuous
+from graft.models.decoding import Asked, Piece, Remote, check, writer_for
+from graft.models.model import Model, Sampling, Written
+from graft.models.prefixes import PrefixCaches
+from graft.models.together import Together
+
+PROMPTS = [
+    "Once upon a time",
+    "The cat",
+    "",
+    "Review: a dull film without a story. Label:",
+    "Die Katze saß auf der Matte; 东京",
+    "Question: what is the capital of France? Answer: Paris. Question: what is the capital of Germany? Answer:",
+]
+FAMILIES = ["tiny_llama", "tiny_gpt2", "tiny_t5"]
+
+
+class Line:
+    """Who asks: each joins once so many questions for more were put, and hears its pieces."""
+
+    def __init__(self, several: Iterable[tuple[int, Asked]]) -> None:
+        self.coming = sorted(several, key=lambda one: one[0])
+        self.told: dict[Asked, list[Piece]] = {asked: [] for _, asked in self.coming}
+        self.questions = 0
+        self.most = 0
+
+    def more(self, room: int) -> Sequence[Asked]:
+        self.questions += 1
+        # Nobody is asked again once nothing is being written: time passes at once then.
+        self.questions = max(self.questions, self.coming[0][0] if self.coming and self.idle else 0)
+        now = [asked for at, asked in self.coming if at <= self.questions][:room]
+        self.coming = self.coming[len(now) :]
+        return now
+
+    @property
+    def idle(self) -> bool:
+        waiting = {asked for _, asked in self.coming}
+        return not any(self.writing(asked) for asked in self.told if asked not in waiting)
+
+    def writing(self, asked: Asked) -> bool:
+        return not asked.gone and (not self.told[asked] or self.told[asked][-1].finish is None)
+
+    def emit(self, asked: Asked, piece: Piece | Exception) -> None:
+        assert isinstance(piece, Piece)
+        assert not self.told[asked] or self.told[asked][-1].finish is None
+        self.told[asked].append(piece)
+
+
+def run(model: Model, several: Iterable[tuple[int, Asked]], max_sequences: int = 4, writer: Any = None) -> Line:
+    line = Line(several)
+    for asked in line.told:
+        check(model, asked)
+    (writer or writer_for(model, max_sequences)).write([], line.more, line.emit)
+    return line
+
+
+def whole(pieces: Sequence[Piece]) -> Piece:
+    """All pieces as one."""
+    return Piece(
+        "".join(one.text for one in pieces),
+        sum(one.tokens for one in pieces),
+        tuple(itertools.chain.from_iterable(one.logprobs for one in pieces)),
+        pieces[-1].finish,
+        pieces[-1].prompt_tokens,
+    )
+
+
+def alone(model: Model, asked: Asked) -> Written:
+    sampling = Sampling(asked.temperature, [asked.seed]) if asked.temperature else None
+    return model.write([asked.prompt], asked.max_new_tokens, asked.stop, sampling)[0]
+
+
+def check_equal(model: Model, line: Line) -> None:
+    """Everyone was told what the model writes for them alone."""
+    for asked, pieces in line.told.items():
+        written, told = alone(model, asked), whole(pieces)
+        assert (told.text, told.finish) == (written.text, "stop" if written.whole else "length")
+        assert told.tokens <= asked.max_new_tokens
+        assert told.prompt_tokens == len(model.rows_to_write([asked.prompt], asked.max_new_tokens)[0])
+
+
+def variants() -> list[Asked]:
+    """Lengths, draws and stop strings of many kinds."""
+    kinds: list[dict[str, Any]] = [
+        {"max_new_tokens": 14},
+        {"max_new_tokens": 1},
+        {"max_new_tokens": 40, "temperature": 0.8, "seed": 3},
+        {"max_new_tokens": 25, "temperature": 1.5, "seed": 4},
+        {"max_new_tokens": 30, "stop": ("e", " a")},
+    ]
+    return [Asked(prompt, **kinds[(place + turn) % 5]) for turn in range(2) for place, prompt in enumerate(PROMPTS)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("apart", [0, 1, 5])
+def test_each_text_is_what_the_model_writes_alone(request: pytest.FixtureRequest, name: str, apart: int) -> None:
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    line = run(model, [(place * apart, asked) for place, asked in enumerate(variants())])
+    check_equal(model, line)
+    assert max(map(len, line.told.values())) > 3
+
+
+def test_which_way_of_writing_a_model_needs(request: pytest.FixtureRequest) -> None:
+    ways = {"tiny_llama": Continuous, "tiny_gpt2": Continuous, "tiny_t5": Together, "tiny_mistral": Together}
+    for name, way in ways.items():
+        assert type(writer_for(graft.models.load(str(request.getfixturevalue(name))), 2)) is way
+    with pytest.raises(ModelError, match="an encoder model cannot generate"):
+        writer_for(graft.models.load(str(request.getfixturevalue("tiny_bert"))), 2)
+
+
+def test_a_sliding_window_is_written_together(tiny_mistral: Path) -> None:
+    model = graft.models.load(str(tiny_mistral))
+    check_equal(model, run(model, [(0, asked) for asked in variants()]))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stop_strings_are_never_told_nor_begun(request: pytest.FixtureRequest, name: str) -> None:
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    (text,) = model.generate(PROMPTS[:1], 30)
+    for start, length in itertools.product(range(len(text) - 4), (1, 2, 4)):
+        stop = text[start : start + length]
+        asked = Asked(PROMPTS[0], 30, stop=("never written", stop))
+        line = run(model, [(0, asked)])
+        told = whole(line.told[asked])
+        assert (told.text, told.finish) == (text[: text.index(stop)], "stop")
+        assert told.tokens < 30 or text.index(stop) > len(text) - 8
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_was_told_stays_so(request: pytest.FixtureRequest, name: str) -> None:
+    """No half characters: the pieces of every random text, many of which are broken bytes, add up exactly."""
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    line = run(model, [(0, Asked(PROMPTS[4], 60, temperature=2.0, seed=seed)) for seed in range(12)], 12)
+    check_equal(model, line)
+    texts = [whole(pieces).text for pieces in line.told.values()]
+    assert any(not text.isascii() for text in texts)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_log_probabilities_are_the_models_own(request: pytest.FixtureRequest, name: str) -> None:
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    drawn = Asked("The cat", 9, temperature=0.7, top_p=0.9, seed=1, logprobs=3)
+    plain = Asked("Once upon a time", 9, logprobs=0)
+    none = Asked("It", 5)
+    line = run(model, [(0, drawn), (2, plain), (3, none)])
+    assert all(not piece.logprobs for piece in line.told[none])
+    for asked in (drawn, plain):
+        told = whole(line.told[asked])
+        ids = tokens_of(model, asked, told)
+        with torch.no_grad():
+            logits = logits_after(model, asked.ids or [], ids)
+        expected = logits.log_softmax(-1)
+        assert len(told.logprobs) == told.tokens == len(ids)
+        for token, one, row in zip(ids, told.logprobs, expected, strict=True):
+            assert one.logprob == pytest.approx(row[token].item(), abs=1e-4)
+            assert [value for _, value in one.top] == pytest.approx(row.topk(asked.logprobs).values.tolist(), abs=1e-4)
+
+
+def tokens_of(model: Any, asked: Asked, told: Piece) -> list[int]:
+    """The tokens of a text, found again from their log-probabilities by walking the model."""
+    found: list[int] = []
+    for one in told.logprobs:
+        with torch.no_grad():
+            row = logits_after(model, asked.ids or [], [*found, 0])[-1].log_softmax(-1)
+        found.append(int((row - one.logprob).abs().argmin()))
+    return found
+
+
+def logits_after(model: Any, prompt: list[int], new: list[int]) -> torch.Tensor:
+    """Logits at each new token's place, by one plain forward pass without any cache."""
+    if model.kind == "seq2seq":
+        ids = torch.tensor([[*model.decoder_start, *new[:-1]]])
+        return model.network(input_ids=torch.tensor([prompt]), decoder_input_ids=ids).logits[0]
+    return model.network(input_ids=torch.tensor([[*prompt, *new[:-1]]])).logits[0, len(prompt) - 1 :]
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_t5"])
+def test_top_p_keeps_the_likeliest_only(request: pytest.FixtureRequest, name: str) -> None:
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    asked = [Asked("The cat", 1, temperature=1.3, top_p=0.3, seed=seed, logprobs=50) for seed in range(200)]
+    line = run(model, [(0, one) for one in asked], 200)
+    with torch.no_grad():
+        row = logits_after(model, asked[0].ids or [], [0])[-1]
+    chances = (row / 1.3).softmax(-1).sort(descending=True)
+    before = chances.values.cumsum(-1) - chances.values
+    nucleus = chances.indices[before < 0.3]
+    allowed = row.log_softmax(-1)[nucleus].tolist()
+    drawn = [pieces[-1].logprobs[0].logprob for pieces in line.told.values()]
+    counts = [sum(one == pytest.approx(value, abs=1e-5) for one in drawn) for value in allowed]
+    assert sum(counts) == 200
+    expected = chances.values[: len(nucleus)] / chances.values[: len(nucleus)].sum()
+    for count, share in zip(counts, expected.tolist(), strict=True):
+        assert abs(count / 200 - share) < 4 * (share * (1 - share) / 200) ** 0.5 + 1e-3
+    greedy = [Asked("The cat", 8, temperature=0.0, top_p=0.1, seed=5), Asked("The cat", 8, temperature=1.0, top_p=1e-9)]
+    line = run(model, [(0, one) for one in greedy])
+    assert {whole(pieces).text for pieces in line.told.values()} == set(model.generate(["The cat"], 8))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_who_goes_leaves_the_others_as_they_are(request: pytest.FixtureRequest, name: str) -> None:
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    stays, goes = Asked("Once upon a time", 40), Asked("Review: a moving and beautiful film. Label:", 40)
+    never = Asked("The cat", 40, gone=True)
+    line = Line([(0, goes), (0, stays), (0, never)])
+    for asked in line.told:
+        check(model, asked)
+    tell = line.emit
+
+    def emit(asked: Asked, piece: Piece | Exception) -> None:
+        tell(asked, piece)
+        if asked is goes and len(line.told[goes]) == 3:
+            goes.gone = True
+
+    before = model.usage.forward_passes
+    writer_for(model, 3).write([], line.more, emit)
+    assert len(line.told[goes]) == 3
+    assert line.told[never] == []
+    written = sum(piece.tokens for piece in itertools.chain(*line.told.values()))
+    assert model.usage.forward_passes - before <= written + 2
+    del line.told[goes], line.told[never]
+    check_equal(model, line)
+
+
+def test_the_same_tokens_are_counted_as_when_written_alone(tiny_llama: Path) -> None:
+    model = graft.models.load(str(tiny_llama))
+    asked = [Asked(prompt, 12) for prompt in PROMPTS[:4]]
+    counts = []
+    for write in (lambda: run(model, enumerate(asked)), lambda: [alone(model, one) for one in asked]):
+        before = dataclasses.replace(model.usage)
+        write()
+        counts.append((model.usage.tokens - before.tokens, model.usage.forward_passes - before.forward_passes))
+    assert counts[0] == counts[1]
+    assert counts[0][0] > 4 * 12
+
+
+SHARED = "Once upon a time there was a little girl named Lily. She loved to play outside with her big red ball. "
+
+
+@pytest.mark.parametrize("apart", [0, 3])
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
+def test_a_shared_beginning_is_read_once(request: pytest.FixtureRequest, name: str, apart: int) -> None:
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    asked = [Asked(SHARED + end, 6) for end in ("One day", "Her mom", "It", "Then they all", "A cat")]
+    before = model.usage.tokens
+    model.prefixes = PrefixCaches()  # other tests have asked the same
+    line = run(model, [(place * apart, one) for place, one in enumerate(asked)])
+    shared = len(model.tokenizer(SHARED.rstrip())["input_ids"])
+    everything = sum(len(one.ids or []) for one in asked) + 6 * len(asked)
+    assert model.usage.tokens - before < everything - (len(asked) - 1) * (shared - 1)
+    check_equal(model, line)
+
+
+def test_who_does_not_fit_waits_for_room(tiny_llama: Path) -> None:
+    model = graft.models.load(str(tiny_llama))
+    asked = [Asked(prompt, new) for prompt, new in zip(PROMPTS, (30, 5, 60, 9, 20, 8), strict=True)]
+    widths: list[int] = []
+    forward = model.network.forward
+
+    def watched(**inputs: Any) -> Any:
+        widths.append(inputs["attention_mask"].numel())
+        return forward(**inputs)
+
+    watched.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
+    model.network.forward = watched
+    line = run(model, [(0, one) for one in asked], writer=Continuous(model, 4, max_positions=150))
+    del model.network.forward
+    assert max(widths) <= 150
+    firsts = list(line.told)
+    assert all(line.told[one] for one in firsts)
+    check_equal(model, line)
+
+
+def test_a_bad_question_is_refused_before_it_meets_others(tiny_llama: Path, tiny_t5: Path) -> None:
+    model = graft.models.load(str(tiny_llama))
+    with pytest.raises(ModelError, match=r"prompt with max_new_tokens has 30\d tokens, its context holds 256"):
+        check(model, Asked("cat", 300))
+    with pytest.raises(ModelError, match="max_new_tokens: got 0"):
+        check(graft.models.load(str(tiny_t5)), Asked("cat", 0))
+    for bad in ({"top_p": 0.0}, {"temperature": -1.0}):
+        with pytest.raises(ModelError, match="temperature, top_p"):
+            check(model, dataclasses.replace(Asked("cat", 3), **bad))
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
+def test_texts_that_fill_the_context_beside_others(request: pytest.FixtureRequest, name: str) -> None:
+    """Rows that are over go on being computed in a static batch: they must not run out of the context."""
+    model = graft.models.load(str(request.getfixturevalue(name)))
+    long = SHARED * 3
+    room = 256 - len(model.rows_to_write([long], 1)[0])
+    asked = [Asked(long, room), Asked("The cat", 200), Asked("It", 3)]
+    check_equal(model, run(model, [(0, one) for one in asked]))
+    check_equal(model, run(model, [(0, dataclasses.replace(one)) for one in asked], writer=Together(model, 4)))
+
+
+def test_a_real_model_and_a_tokenizer_that_drops_spaces(stories: Path) -> None:
+    model = graft.models.load(str(stories))
+    prompts = ["Once upon a time", "The little dog was very", "Tom and Lily 东京 é", " ", "One day, a big"]
+    asked = [Asked(one, 60) for one in prompts] + [Asked(one, 50, temperature=1.2, seed=7) for one in prompts]
+    asked.append(Asked(prompts[0], 60, stop=(".", "Lily")))
+    line = run(model, [(place * 2, one) for place, one in enumerate(asked)])
+    check_equal(model, line)
+    assert whole(line.told[asked[-1]]).text == ", there was a little girl named "
+    first = [piece.text for piece in line.told[asked[0]]]
+    assert len(first) > 40
+    assert "".join(first).startswith(", there was a little girl named Lily. She loved to play")
+
+
+class Elsewhere(Model):
+    """A model behind a server."""
+
+    kind, remote = "endpoint", True
+
+    def write(self, prompts: Sequence[str], *args: Any, **kwargs: Any) -> list[Written]:
+        if prompts[0] == "bad":
+            raise ModelError("refused")
+        return [Written(f"after {one}", True) for one in prompts]
+
+
+def test_a_model_elsewhere_gives_one_piece_each() -> None:
+    from graft.spec import ModelSource
+
+    model = Elsewhere(ModelSource(source="endpoint:http://host/v1#m"), "")
+    told: dict[str, Any] = {}
+    asked = [Asked(one, 5) for one in ("a", "bad", "b")]
+    Remote(model, 2).write(asked, lambda _room: [], lambda one, piece: told.update({one.prompt: piece}))
+    assert told["a"] == Piece("after a", 0, finish="stop")
+    assert told["b"] == Piece("after b", 0, finish="stop")
+    assert str(told["bad"]) == "refused"
+    with pytest.raises(ModelError, match="gives no probabilities"):
+        check(model, Asked("a", 5, logprobs=1))
+    with pytest.raises(ModelError, match="top_p"):
+        check(model, Asked("a", 5, temperature=1.0, top_p=0.5))

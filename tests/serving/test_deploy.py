@@ -1,0 +1,161 @@
+"""`serve deploy` as its users meet it: a cluster, a config file, and updates while clients keep asking."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from graft.serving.keys import add_key
+
+SECONDS = 180
+HOLD = """
+import json, sys
+from graft.cluster import connect
+with connect(None, "test-deploy") as cluster:
+    print(json.dumps(cluster.dashboard), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """Where the Jobs API of a cluster is that another process has started; it ends with that process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        yield json.loads(holder.stdout.readline())
+
+
+@dataclass
+class Service:
+    """What is deployed by a file, and asked over HTTP."""
+
+    dashboard: str
+    file: Path
+    url: str
+    headers: dict[str, str]
+    config: dict[str, Any]
+
+    def serve(self, *words: str) -> str:
+        """Ray's own command line."""
+        command = [str(Path(sys.executable).with_name("serve")), *words, "--address", self.dashboard]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, env={**os.environ, "RAY_AUTH_MODE": "token"}
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        return yaml.safe_load(self.serve("status"))["applications"].get("graft", {"status": "MISSING"})
+
+    def deploy(self, runs: list[str], aliases: dict[str, str]) -> None:
+        """Send the file; gives back before anything of it is done."""
+        self.config["applications"][0]["args"].update(runs=runs, aliases=aliases)
+        self.file.write_text(yaml.safe_dump(self.config))
+        self.serve("deploy", str(self.file))
+
+    def wait(self, *models: str) -> None:
+        """Until just these are served and nothing is being replaced."""
+        end = time.monotonic() + SECONDS
+        found: Any = None
+        while time.monotonic() < end:
+            status = self.status()
+            assert status["status"] != "DEPLOY_FAILED", status
+            found = self.models()
+            if status["status"] == "RUNNING" and found == {*models}:
+                return
+            time.sleep(0.5)
+        raise AssertionError((status, found))
+
+    def models(self) -> set[str]:
+        try:
+            answer = httpx.get(f"{self.url}/v1/models", headers=self.headers, timeout=60)
+        except httpx.HTTPError:
+            return set()
+        return {model["id"] for model in answer.json()["data"]} if answer.status_code == 200 else set()
+
+    def classify(self, model: str, row: Any) -> httpx.Response:
+        body = {"model": model, "input": [row]}
+        return httpx.post(f"{self.url}/v1/classify", json=body, headers=self.headers, timeout=60)
+
+
+@dataclass
+class Client(threading.Thread):
+    """Asks one question after the other until it is told to stop, and keeps every answer."""
+
+    service: Service
+    model: str
+    row: Any
+    stop: threading.Event
+    answers: list[tuple[int, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(daemon=True)
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            try:
+                answer = self.service.classify(self.model, self.row)
+                self.answers.append((answer.status_code, answer.json().get("model") or answer.text))
+            except Exception as error:
+                self.answers.append((0, repr(error)))
+            time.sleep(0.02)
+
+    __hash__ = threading.Thread.__hash__
+
+
+@pytest.fixture
+def service(dashboard: str, storage: Path, tmp_path: Path) -> Service:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    key = add_key(tmp_path / "keys.json", "test")
+    args = {"storage": str(storage), "api_keys": str(tmp_path / "keys.json"), "cpus": 0.1}
+    config = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 65},
+        "applications": [{"name": "graft", "import_path": "graft.serving.config:application", "args": args}],
+    }
+    file = tmp_path / "serve.yaml"
+    return Service(dashboard, file, f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {key}"}, config)
+
+
+@pytest.mark.slow
+def test_an_update_to_a_new_run_fails_no_request(service: Service, run_ids: dict[str, str]) -> None:
+    old, new, beside = run_ids["centroid"], run_ids["ridge"], run_ids["vectors"]
+    service.deploy([old, beside], {"best": old})
+    service.wait(old, beside, "best")
+    stop = threading.Event()
+    clients = [Client(service, "best", "some rain", stop), Client(service, beside, [1.0] * 13, stop)]
+    for client in clients:
+        client.start()
+    service.deploy([old, beside, new], {"best": old})
+    service.wait(old, beside, new, "best")
+    service.deploy([old, beside, new], {"best": new})
+    service.wait(old, beside, new, "best")
+    assert service.classify("best", "some rain").json()["model"] == new
+    service.deploy([beside, new], {"best": new})
+    service.wait(beside, new, "best")
+    time.sleep(1)
+    stop.set()
+    for client in clients:
+        client.join()
+    failed = [answer for client in clients for answer in client.answers if answer[0] != 200]
+    best = [model for _, model in clients[0].answers]
+    assert not failed
+    assert {model for _, model in clients[1].answers} == {beside}
+    assert (best[0], best[-1], {*best}) == (old, new, {old, new})
+    assert service.classify(old, "some rain").status_code == 404
+    assert all(len(client.answers) > 50 for client in clients)
