@@ -68,14 +68,52 @@ class Variable(Strict):
     value: str
 
 
+PORTS = {"gcs": 6379, "dashboard": 8265, "serve": 8000, "metrics": 8080}
+"""KubeRay finds ports by these names."""
+
+
 class Port(Strict):
-    name: Literal["gcs", "dashboard"]
-    containerPort: Literal[6379, 8265]
+    name: str
+    containerPort: int
+
+    @model_validator(mode="after")
+    def known(self) -> Self:
+        if PORTS.get(self.name) != self.containerPort:
+            raise ValueError(f"{self.name} is not one of {PORTS}")
+        return self
+
+
+class Asked(Strict):
+    path: Literal["/api/healthz", "/-/healthz"]
+    port: Literal[52365, 8000]
+
+    @model_validator(mode="after")
+    def answers(self) -> Self:
+        if (self.path == "/-/healthz") != (self.port == 8000):
+            raise ValueError("/-/healthz is the Serve proxy's (8000), /api/healthz that of Ray's agent (52365)")
+        return self
+
+
+class Probe(Strict):
+    """Asked over HTTP: the image holds no wget."""
+
+    httpGet: Asked
+    initialDelaySeconds: int
+    periodSeconds: int
+    timeoutSeconds: int
+    failureThreshold: int
 
 
 class Mount(Strict):
     name: str
-    mountPath: Literal["/storage"]
+    mountPath: Literal["/storage", "/keys"]
+    readOnly: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def keys_are_read_only(self) -> Self:
+        if (self.mountPath == "/keys") != bool(self.readOnly):
+            raise ValueError("/keys is mounted readOnly, /storage is not")
+        return self
 
 
 class Container(Strict):
@@ -83,6 +121,8 @@ class Container(Strict):
     image: Annotated[str, exactly(f"graft:{VERSION}")]
     env: list[Variable]
     ports: list[Port] = []
+    readinessProbe: Probe | None = None
+    livenessProbe: Probe | None = None
     resources: Resources
     securityContext: ContainerSecurity
     volumeMounts: list[Mount] = []
@@ -94,9 +134,21 @@ class Container(Strict):
         return self
 
 
+class Secret(Strict):
+    secretName: Literal["graft-keys"]
+    defaultMode: Literal[0o400]
+
+
 class Volume(Strict):
     name: str
-    persistentVolumeClaim: One[dict[Literal["claimName"], Literal["graft-storage"]]]
+    persistentVolumeClaim: One[dict[Literal["claimName"], Literal["graft-storage"]]] | None = None
+    secret: Secret | None = None
+
+    @model_validator(mode="after")
+    def one_of_both(self) -> Self:
+        if (self.persistentVolumeClaim is None) == (self.secret is None):
+            raise ValueError("a volume is a persistentVolumeClaim or a secret")
+        return self
 
 
 class Toleration(Strict):
@@ -111,6 +163,7 @@ class Pod(Strict):
     securityContext: PodSecurity
     automountServiceAccountToken: Literal[False] | None = None
     restartPolicy: Literal["Never"] | None = None
+    terminationGracePeriodSeconds: int | None = None
     tolerations: list[Toleration] = []
 
     @model_validator(mode="after")
@@ -172,7 +225,10 @@ class ClusterSpec(Strict):
     @model_validator(mode="after")
     def nodes_are_alike(self) -> Self:
         groups: list[HeadGroup | WorkerGroup] = [self.headGroupSpec, *self.workerGroupSpecs]
-        if any(not group.template.spec.volumes for group in groups):
+        if any(
+            not group.template.spec.volumes[:1] or not group.template.spec.volumes[0].persistentVolumeClaim
+            for group in groups
+        ):
             raise ValueError("every node needs the storage")
         if any(group.template.metadata.labels != NODE for group in groups):
             raise ValueError("every node needs the labels that networkpolicy.yaml knows")
@@ -213,6 +269,40 @@ class RayJob(Strict):
     kind: Literal["RayJob"]
     metadata: Metadata
     spec: JobSpec
+
+
+class ServiceSpec(Strict):
+    upgradeStrategy: One[dict[Literal["type"], Literal["NewCluster"]]]
+    rayClusterDeletionDelaySeconds: int
+    excludeHeadPodFromServeSvc: Literal[True]
+    serveConfigV2: str
+    rayClusterConfig: ClusterSpec
+
+    @model_validator(mode="after")
+    def pods_answer_what_they_were_asked(self) -> Self:
+        config = yaml.safe_load(self.serveConfigV2)
+        patience = config["http_options"]["request_timeout_s"]
+        head, *workers = [self.rayClusterConfig.headGroupSpec, *self.rayClusterConfig.workerGroupSpecs]
+        if self.rayClusterDeletionDelaySeconds <= patience:
+            raise ValueError("rayClusterDeletionDelaySeconds must be more than request_timeout_s")
+        if any((group.template.spec.terminationGracePeriodSeconds or 30) <= patience for group in workers):
+            raise ValueError("terminationGracePeriodSeconds must be more than request_timeout_s")
+        # Without probes in the file, KubeRay's own ask with wget, which the image does not hold.
+        asked = [head.template.spec.containers[0].readinessProbe]
+        asked += [group.template.spec.containers[0].readinessProbe for group in workers]
+        if [probe and probe.httpGet.port for probe in asked] != [52365, *[8000] * len(workers)]:
+            raise ValueError("readinessProbe: of the head its agent, of the others their proxy")
+        for group in (head, *workers):
+            if "/keys" not in [mount.mountPath for mount in group.template.spec.containers[0].volumeMounts]:
+                raise ValueError("the application is built on any node: each needs the keys")
+        return self
+
+
+class RayService(Strict):
+    apiVersion: Literal["ray.io/v1"]
+    kind: Literal["RayService"]
+    metadata: Metadata
+    spec: ServiceSpec
 
 
 class ClaimSpec(Strict):
@@ -267,7 +357,7 @@ class NetworkPolicy(Strict):
     spec: PolicySpec
 
 
-KINDS = {kind.__name__: kind for kind in (RayCluster, RayJob, PersistentVolumeClaim, NetworkPolicy)}
+KINDS = {kind.__name__: kind for kind in (RayCluster, RayJob, RayService, PersistentVolumeClaim, NetworkPolicy)}
 OURS = {"kubernetes.io/metadata.name": "graft"}
 NODE = {"app.kubernetes.io/part-of": "graft", "app.kubernetes.io/component": "ray-node"}
 HEAD = {**NODE, "ray.io/node-type": "head"}
@@ -275,6 +365,9 @@ WORKER = {**NODE, "ray.io/node-type": "worker"}
 SUBMITTER = {"app.kubernetes.io/part-of": "graft", "app.kubernetes.io/component": "ray-submitter"}
 OPERATOR = {"app.kubernetes.io/component": "kuberay-operator"}
 SYSTEM = {"kubernetes.io/metadata.name": "kuberay-system"}
+SERVER = {**WORKER, "ray.io/serve": "true"}
+MAY_ASK = {"kubernetes.io/metadata.name": "shop", "graft-http": "allowed"}
+MAY_MEASURE = {"kubernetes.io/metadata.name": "monitoring", "graft-metrics": "allowed"}
 ALLOWED = {"kubernetes.io/metadata.name": "monitoring", "graft-dashboard": "allowed"}
 
 
@@ -291,12 +384,13 @@ def read(document: Any) -> Any:
 
 def test_every_file_is_read_strictly() -> None:
     names = [path.name for path in sorted(FOLDER.iterdir())]
-    assert names == ["networkpolicy.yaml", "raycluster.yaml", "rayjob.yaml", "storage.yaml"]
+    assert names == ["networkpolicy.yaml", "raycluster.yaml", "rayjob.yaml", "rayservice.yaml", "storage.yaml"]
     kinds = [type(read(document)).__name__ for name in names for document in documents(name)]
-    assert kinds == ["NetworkPolicy"] * 3 + ["RayCluster", "RayJob", "PersistentVolumeClaim"]
+    assert kinds == ["NetworkPolicy"] * 5 + ["RayCluster", "RayJob", "RayService", "PersistentVolumeClaim"]
 
 
 POD = "headGroupSpec.template.spec"
+SERVING = "spec.rayClusterConfig.workerGroupSpecs.0.template.spec"
 CHANGES = [
     ("raycluster.yaml", "spec.authOptions", None, "authOptions"),
     ("raycluster.yaml", "spec.authOptions.mode", "disabled", "mode"),
@@ -327,6 +421,17 @@ CHANGES = [
     ("rayjob.yaml", f"spec.rayClusterSpec.{POD}.automountServiceAccountToken", None, "key to Kubernetes"),
     ("rayjob.yaml", "spec.submitterPodTemplate.spec.containers.0.env", [], "RAY_AUTH_MODE=token"),
     ("rayjob.yaml", "spec.shutdownAfterJobFinishes", False, "shutdownAfterJobFinishes"),
+    ("rayservice.yaml", "spec.serveConfigV2", None, "serveConfigV2"),
+    ("rayservice.yaml", "spec.serveConfigV3", "", "serveConfigV3"),
+    ("rayservice.yaml", "spec.rayClusterDeletionDelaySeconds", 60, "rayClusterDeletionDelaySeconds"),
+    ("rayservice.yaml", "spec.rayClusterConfig.authOptions", None, "authOptions"),
+    ("rayservice.yaml", f"{SERVING}.terminationGracePeriodSeconds", None, "terminationGracePeriodSeconds"),
+    ("rayservice.yaml", f"{SERVING}.containers.0.readinessProbe", None, "readinessProbe"),
+    ("rayservice.yaml", f"{SERVING}.containers.0.readinessProbe.httpGet.port", 52365, "is the Serve proxy's"),
+    ("rayservice.yaml", f"{SERVING}.containers.0.volumeMounts.1.readOnly", None, "readOnly"),
+    ("rayservice.yaml", f"{SERVING}.containers.0.ports.0.containerPort", 80, "serve is not one of"),
+    ("rayservice.yaml", f"{SERVING}.volumes.1.secret.defaultMode", 0o644, "defaultMode"),
+    ("rayservice.yaml", f"{SERVING}.volumes.1", {"name": "keys"}, "or a secret"),
     ("storage.yaml", "spec.accessModes.0", "ReadWriteOnce", "accessModes"),
     ("storage.yaml", "kind", "Service", "kind Service"),
     ("networkpolicy.yaml", "spec.podSelector.matchLabels", {}, "matchLabels"),
@@ -381,6 +486,16 @@ def reaches(source: tuple[dict[str, str], dict[str, str]], target: dict[str, str
         (({}, OURS), HEAD, 8265, False),
         ((NODE, SYSTEM), HEAD, 6379, False),
         ((WORKER, OURS), SUBMITTER, 80, False),
+        (({}, MAY_ASK), SERVER, 8000, True),
+        (({"graft-http": "allowed"}, OURS), SERVER, 8000, True),
+        (({"graft-http": "allowed"}, SYSTEM), SERVER, 8000, False),
+        (({}, OURS), SERVER, 8000, False),
+        (({}, MAY_ASK), SERVER, 8080, False),
+        (({}, MAY_ASK), {**HEAD, "ray.io/serve": "false"}, 8000, False),
+        (({}, MAY_ASK), HEAD, 8265, False),
+        (({}, MAY_MEASURE), SERVER, 8080, True),
+        (({}, MAY_MEASURE), HEAD, 8080, True),
+        (({}, MAY_MEASURE), SERVER, 8000, False),
     ],
 )
 def test_who_reaches_whom(source: Any, target: dict[str, str], port: int, expected: bool) -> None:
@@ -405,3 +520,18 @@ def test_the_job_runs_what_the_image_holds() -> None:
     experiment = Experiment.from_yaml(ROOT / Path(spec).relative_to("/graft"))
     assert Path(script) == Path("/graft/jobs", "sweep.py" if experiment.sweep else "run.py")
     assert (ROOT / Path(script).relative_to("/graft")).is_file()
+
+
+def test_what_the_service_serves_is_what_graft_and_ray_take() -> None:
+    from graft.serving.checking import check_serve_config
+
+    checked = check_serve_config(FOLDER / "rayservice.yaml")
+    assert checked.warnings == ()
+    (service,) = map(read, documents("rayservice.yaml"))
+    container = service.spec.rayClusterConfig.workerGroupSpecs[0].template.spec.containers[0]
+    mounted = {mount.mountPath for mount in container.volumeMounts}
+    served = checked.served["graft"]
+    assert {served.storage, str(Path(served.api_keys).parent)} == mounted
+    assert checked.schema.http_options.port in [port.containerPort for port in container.ports]
+    # A pod is ready where a proxy of its own answers.
+    assert checked.schema.proxy_location == "EveryNode"

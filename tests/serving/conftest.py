@@ -1,4 +1,5 @@
-"""Finished runs to serve: three that share an encoder, one on vectors without any model, two of several models."""
+"""Finished runs to serve: three that share an encoder, one on vectors without any model, two of several models, and
+three that answer with free text, two of these after training."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from graft.spec import Experiment
 
 TOPICS = ("rain", "bread")
-NAMES = ("centroid", "ridge", "tart", "vectors", "calm", "fiat", "words")
+NAMES = ("centroid", "ridge", "tart", "vectors", "calm", "fiat", "words", "lora", "told", "heard")
 
 
 def carry_out(storage: Path, **values: Any) -> str:
@@ -17,7 +18,7 @@ def carry_out(storage: Path, **values: Any) -> str:
 
 @pytest.fixture(scope="session")
 def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama: Path, tiny_gpt2: Path) -> Path:
-    """A storage whose runs are named by what they are: NAMES, of which `words` writes free text."""
+    """A storage whose runs are named by what they are: NAMES, of which the last four write free text."""
     folder = tmp_path_factory.mktemp("serving")
     lines = [f"a text about {topic} number {i},{topic}" for i in range(30) for topic in TOPICS]
     (folder / "rows.csv").write_text("text,topic\n" + "\n".join(lines) + "\n")
@@ -61,6 +62,24 @@ def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llam
         regime={"examples": 2},
     )
     (folder / "words").write_text(words)
+    few = {**rows, "target": "topic", "test_examples": 6}
+    training = {"max_steps": 4, "learning_rate": 1e-2}
+    lora = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
+    texts: dict[str, dict[str, Any]] = {
+        "lora": {"models": {"base": base}, "method": {"name": "peft", "adapter": lora}},
+        "told": {
+            "models": {"teacher": base, "student": {"source": str(tiny_gpt2)}},
+            "method": {"name": "fiat", "exemplars": 0, "max_rationale_tokens": 4},
+        },
+        "heard": {
+            "models": {"anchor": base, "augmenting": {"source": str(tiny_gpt2)}},
+            "method": {"name": "calm", "connections": [[2, 0], [1, 1]]},
+        },
+    }
+    for name, values in texts.items():
+        values["method"]["max_new_tokens"] = 8
+        run_id = carry_out(folder, task=few, regime={"examples": 12}, training=training, **values)
+        (folder / name).write_text(run_id)
     return folder
 
 

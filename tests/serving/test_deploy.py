@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,48 @@ import pytest
 import yaml
 
 from graft.serving.keys import add_key
+from graft.serving.telemetry import METRICS
 
 SECONDS = 180
+LABELS = {label for metric in METRICS.values() for label in metric.labels} | {"le"}
 HOLD = """
 import json, sys
 from graft.cluster import connect
 with connect(None, "test-deploy") as cluster:
-    print(json.dumps(cluster.dashboard), flush=True)
+    print(json.dumps({"dashboard": cluster.dashboard, "address": cluster.address}), flush=True)
+    sys.stdin.read()
+"""
+TELL = """
+import sys
+from graft.cluster import connect
+from graft.serving.telemetry import Telemetry
+
+def tell():
+    telemetry = Telemetry()
+    for _ in range(3):
+        telemetry.request("/v1/classify", "some-run", 200, 0.02)
+    telemetry.tokens("some-run", 7, 2)
+    telemetry.waiting(4)
+    telemetry.batch("embed-x", "some-run", 16)
+    with telemetry.node("embed-x", "0-embed", "some-run"):
+        pass
+    telemetry.texts("complete-x", 2, 5)
+
+with connect(sys.argv[1], "test-tell"):
+    import ray
+    class Teller:
+        def tell(self):
+            tell()
+    teller = ray.remote(num_cpus=0)(Teller).remote()
+    ray.get(teller.tell.remote())
+    print(ray.nodes()[0]["MetricsExportPort"], flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.fixture(scope="module")
-def dashboard() -> Iterator[str]:
-    """Where the Jobs API of a cluster is that another process has started; it ends with that process."""
+def cluster() -> Iterator[dict[str, str]]:
+    """Dashboard and address of a cluster that another process has started; it ends with that process."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -79,6 +109,14 @@ class Service:
             time.sleep(0.5)
         raise AssertionError((status, found))
 
+    def wait_for(self, wanted: str) -> dict[str, Any]:
+        """Until the application has a status."""
+        end = time.monotonic() + SECONDS
+        while (status := self.status())["status"] != wanted and time.monotonic() < end:
+            time.sleep(0.5)
+        assert status["status"] == wanted, status
+        return status
+
     def models(self) -> set[str]:
         try:
             answer = httpx.get(f"{self.url}/v1/models", headers=self.headers, timeout=60)
@@ -86,8 +124,8 @@ class Service:
             return set()
         return {model["id"] for model in answer.json()["data"]} if answer.status_code == 200 else set()
 
-    def classify(self, model: str, row: Any) -> httpx.Response:
-        body = {"model": model, "input": [row]}
+    def classify(self, model: str, *rows: Any) -> httpx.Response:
+        body = {"model": model, "input": rows}
         return httpx.post(f"{self.url}/v1/classify", json=body, headers=self.headers, timeout=60)
 
 
@@ -117,19 +155,19 @@ class Client(threading.Thread):
 
 
 @pytest.fixture
-def service(dashboard: str, storage: Path, tmp_path: Path) -> Service:
+def service(cluster: dict[str, str], storage: Path, tmp_path: Path) -> Service:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     key = add_key(tmp_path / "keys.json", "test")
-    args = {"storage": str(storage), "api_keys": str(tmp_path / "keys.json"), "cpus": 0.1}
+    args = {"storage": str(storage), "api_keys": str(tmp_path / "keys.json"), "serve": {"cpus": 0.1}}
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 65},
         "applications": [{"name": "graft", "import_path": "graft.serving.config:application", "args": args}],
     }
     file = tmp_path / "serve.yaml"
-    return Service(dashboard, file, f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {key}"}, config)
+    return Service(cluster["dashboard"], file, f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {key}"}, config)
 
 
 @pytest.mark.slow
@@ -159,3 +197,46 @@ def test_an_update_to_a_new_run_fails_no_request(service: Service, run_ids: dict
     assert (best[0], best[-1], {*best}) == (old, new, {old, new})
     assert service.classify(old, "some rain").status_code == 404
     assert all(len(client.answers) > 50 for client in clients)
+
+    service.deploy([beside, "topics-0000000000"], {})
+    message = service.wait_for("DEPLOY_FAILED")["message"]
+    assert message.startswith("topics-0000000000: no finished run of this name")
+    assert len(message.splitlines()) == 1
+    assert service.classify("best", "some rain").json()["model"] == new, "what was served is served on"
+    service.deploy([beside, new], {"best": new})
+    service.wait(beside, new, "best")
+
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(service.classify, "best", *["a long text about rain " * 100] * 300)
+        time.sleep(0.3)
+        service.serve("shutdown", "--yes")
+        assert slow.result().status_code == 200, slow.result().text
+    with pytest.raises(httpx.ConnectError):
+        service.classify("best", "some rain")
+
+
+@pytest.mark.slow
+def test_what_telemetry_tells_is_what_prometheus_reads(cluster: dict[str, str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TELL, cluster["address"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as teller:
+        assert teller.stdout is not None
+        port = teller.stdout.readline().strip()
+        end = time.monotonic() + 60
+        found: dict[str, float] = {}
+        while time.monotonic() < end and len({name.split("{")[0] for name in found}) < 14:
+            found = series(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text)
+            time.sleep(1)
+    assert found == {
+        'graft_requests_total{model="some-run",route="/v1/classify",status="200"}': 3,
+        'graft_tokens_total{kind="prompt",model="some-run"}': 7,
+    }
+
+
+def series(text: str) -> dict[str, float]:
+    """graft's own series out of a node's metrics, without the labels that Ray adds to all of them."""
+    found = {}
+    for name, labels, value in re.findall(r"^ray_(graft_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+        own = sorted(label for label in re.findall(r'\w+="[^"]*"', labels) if label.split("=")[0] in LABELS)
+        found[f"{name}{{{','.join(own)}}}"] = float(value)
+    return found

@@ -105,7 +105,10 @@ def test_the_docs_and_the_lists(app: FastAPI, run_ids: dict[str, str]) -> None:
     [
         ({"model": "centroit"}, 404, "model", "served here; "),
         ({"model": "words"}, 400, "model", "free text"),
-        ({"examples": [{"input": "a", "label": "b"}]}, 422, "examples", "examples: must be null"),
+        ({"examples": [{"input": "a", "label": "b"}]}, 422, "examples", "at least 2"),
+        ({"examples": [{"input": "a", "label": "b"}] * 2}, 422, "examples", "one label only"),
+        ({"examples": [{"input": 7, "label": "b"}, {"input": "a", "label": "c"}]}, 422, "examples", "row 0"),
+        ({"examples": [{"input": "a", "label": "b"}, {"input": "a"}]}, 422, "examples.1.label", "required"),
         ({"input": []}, 422, "input", "at least 1"),
         ({"input": "a text"}, 422, "input", "valid list"),
         ({"input": None}, 422, "input", "valid list"),

@@ -112,6 +112,22 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
         add_key(tmp_path / "nowhere" / "keys.json", "anna")
 
 
+def test_a_file_that_is_another_users_is_read_through_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Secret that Kubernetes mounts for a pod with an fsGroup: root's, mode 0440, and not ours to change."""
+    file = tmp_path / "keys.json"
+    key = add_key(file, "anna")
+    file.chmod(0o440)
+    monkeypatch.setattr("os.geteuid", lambda: file.stat().st_uid + 1)
+    assert read_keys(file).find(key)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o440
+    assert not caplog.text
+    file.chmod(0o444)
+    read_keys(file)
+    assert "0600" in caplog.text
+
+
 def test_every_entry_is_compared_whichever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     import hmac
 

@@ -58,7 +58,7 @@ def test_what_stands_beside_the_input_is_text() -> None:
         ([[{"role": "owner", "content": "x"}]], ("chat",), "messages", "role"),
         ([[{"role": "user", "content": 3}]], ("chat",), "messages", "content"),
         ([[1, {"role": "user"}]], ("chat",), "messages", "chat"),
-        (["x"], ("image",), "image", "graft predict"),
+        (["x"], ("image",), "image", "data URI"),
     ],
 )
 def test_what_is_no_row_is_refused_by_its_place(

@@ -83,6 +83,9 @@ def check_serve_config(path: str | Path) -> CheckedConfig:
         # An unknown key is named above, with the one that was meant.
         wrong = [dict(fault) for fault in error.errors() if fault["type"] != "extra_forbidden"]
         faults += [describe("", fault).removeprefix(": ") for fault in wrong]
+    except ImportError as error:
+        # Of policies and routers: Ray's own command line looks for them too, before it sends the file.
+        faults.append(f"a function or class that it names cannot be imported here: {error}")
     served: dict[str, ServedRuns] = {}
     apps = values.get("applications")
     for place, app in enumerate(apps if isinstance(apps, list) else ()):
@@ -126,9 +129,9 @@ def _misspelt(values: Any, model: type[BaseModel] | None, path: str) -> Iterator
 
 
 def _wrong(values: Mapping[str, Any], model: type[BaseModel], path: str) -> Iterator[str]:
-    """Values that Ray itself would read only when it deploys."""
+    """Values that Ray itself would read only when it deploys; what they import is looked for with all the rest."""
     try:
-        model.model_validate(values)
+        model.model_validate({key: value for key, value in values.items() if key != "policy"})
     except ValidationError as error:
         yield from (f"{path}.{describe('', fault).removeprefix(': ')}" for fault in error.errors())
 

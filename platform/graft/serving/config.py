@@ -52,6 +52,8 @@ class ServedRuns(Section):
     """Requests that are being answered or wait for it; more are refused with 429."""
     body_bytes: int = Field(Limits.body_bytes, ge=1)
     """Longest body; a longer one is refused with 413."""
+    output_tokens: int = Field(Limits.output_tokens, ge=1)
+    """Most tokens that a request may ask to be written, for each of its choices."""
 
     @model_validator(mode="after")
     def _names_are_clear(self) -> Self:
@@ -67,7 +69,12 @@ class ServedRuns(Section):
 
     def limits(self) -> Limits:
         """What one server takes on."""
-        return Limits(body_bytes=self.body_bytes, waiting_requests=self.waiting_requests, seconds=self.timeout_seconds)
+        return Limits(
+            body_bytes=self.body_bytes,
+            waiting_requests=self.waiting_requests,
+            seconds=self.timeout_seconds,
+            output_tokens=self.output_tokens,
+        )
 
 
 def application(args: ServedRuns | Mapping[str, Any]) -> serve.Application:

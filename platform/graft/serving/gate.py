@@ -16,6 +16,7 @@ from graft.serving.outgoing import Reply, answer
 from graft.serving.rates import Allowance, Clock
 from graft.serving.request_ids import HEADER, behind_proxy, request_id
 from graft.serving.schemas import Refusal
+from graft.serving.telemetry import UNKNOWN, Telemetry
 
 __all__ = ["Gate", "Limits", "answer"]
 
@@ -58,6 +59,7 @@ class Gate:
     What it lets in finds in `request.state`:
         request_id: the client's `X-Request-Id` or a new one; also in the response and in every log line.
         key: name of the key; not for the paths that need none.
+        model: to be set to the run_id of the run that was asked, once that is known.
         spent: to be called with a number of tokens as soon as they are known, several times in a stream, so that
             the key's limit also counts what a client that left early has caused. The key pays for them, and the next
             request is refused where nothing is left.
@@ -68,6 +70,7 @@ class Gate:
         self.keys = keys
         self.limits = limits
         self.waiting = 0
+        self.telemetry = Telemetry()
         self.allowances = {key.name: Allowance(key, clock) for key in keys.entries}
         self._echoes = not behind_proxy()
 
@@ -90,13 +93,17 @@ class Gate:
         try:
             ended = await self._settle(scope, Body(headers, receive), receive, reply)
         finally:
+            status, seconds = reply.status or NO_STATUS, time.monotonic() - began
+            # The router says in the scope which route it was.
+            route = getattr(scope.get("route"), "path", UNKNOWN)
+            self.telemetry.request(route, state.get("model", UNKNOWN), status, seconds)
             log.info(
                 "%s: %s %s: %d in %.3f s, %s, request %s",
                 state.get("key", "no key"),
                 method,
                 _path(scope),
-                reply.status or NO_STATUS,
-                time.monotonic() - began,
+                status,
+                seconds,
                 ended,
                 state["request_id"],
             )
@@ -130,17 +137,21 @@ class Gate:
             return
         try:
             self._admit(scope, reply)
-            self.waiting += 1
+            self._wait(1)
             try:
                 content = await body.read(self.limits.body_bytes)
                 if self.limits.log_prompts:
                     log.info("request %s: %s", scope["state"]["request_id"], ascii(content.decode(errors="replace")))
                 await attend(self.app, scope, content, receive, reply)
             finally:
-                self.waiting -= 1
+                self._wait(-1)
         except Refusal:
             await body.drain(self.limits.drain_bytes, self.limits.drain_seconds)
             raise
+
+    def _wait(self, change: int) -> None:
+        self.waiting += change
+        self.telemetry.waiting(self.waiting)
 
     def _admit(self, scope: Scope, reply: Reply) -> None:
         """Find whose request it is, and whether it may come in.

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import secrets
-import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -139,7 +138,7 @@ def read_keys(file: Path) -> Keys:
 
 def _entries(file: Path) -> tuple[Key, ...]:
     try:
-        if stat.S_IMODE(file.stat().st_mode) & 0o077:
+        if _open_to_others(file.stat()):
             file.chmod(0o600)
             log.warning("%s could be read by others; its mode is 0600 now", file)
         found = json.loads(file.read_text(encoding="utf-8"))["keys"]
@@ -158,6 +157,15 @@ def _entries(file: Path) -> tuple[Key, ...]:
     raise SpecError(
         f"{file}: cannot be used as a file of keys: {reason}; mend it, or make a new one with graft keys new"
     )
+
+
+def _open_to_others(file: os.stat_result) -> bool:
+    """Whether more may read it than should: its owner, or a group that its owner lets us be in.
+
+    A secret that Kubernetes mounts is root's, and ours to read through its group.
+    """
+    ours = file.st_uid == os.geteuid()
+    return bool(file.st_mode & (0o077 if ours else 0o007))
 
 
 def _write(file: Path, entries: tuple[Key, ...]) -> None:

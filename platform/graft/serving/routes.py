@@ -4,7 +4,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from graft.serving import texts
 from graft.serving.gate import Gate, Limits, answer
 from graft.serving.keys import Keys
 from graft.serving.layout import ServedRun
+from graft.serving.picture import picture
 from graft.serving.questions import example_table, question_table
 from graft.serving.schemas import (
     MAX_INPUTS,
@@ -33,6 +34,8 @@ from graft.serving.schemas import (
 )
 from graft.serving.text_schemas import ChatRequest, CompletionRequest
 from graft.serving.wire import Examples
+
+SVG = "image/svg+xml"
 
 
 class Models(texts.Models, Protocol):
@@ -92,15 +95,17 @@ def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, Se
         return {"object": "list", "data": [_model(name, run) for name, run in known.items()]}
 
     @app.get("/v1/models/{name}")
-    async def show_model(name: str) -> dict[str, Any]:
+    async def show_model(name: str, request: Request) -> dict[str, Any]:
         """One of them."""
-        return _model(name, _find(known, name))
+        return _model(name, _find(known, name, request))
 
-    @app.get("/v1/graph")
-    async def show_graphs() -> dict[str, Any]:
-        """The nodes of every run, and the deployment that each runs in."""
-        data = [{"model": run.run_id, "inputs": run.inputs, "kind": run.kind, "nodes": run.nodes} for run in runs]
-        return {"object": "list", "data": data}
+    graphs = [{"model": run.run_id, "inputs": run.inputs, "kind": run.kind, "nodes": run.nodes} for run in runs]
+
+    @app.get("/v1/graph", response_model=None, responses={200: {"content": {SVG: {}}}})
+    async def show_graphs(request: Request, format: Literal["json", "svg"] | None = None) -> dict[str, Any] | Response:
+        """The nodes of every run and their deployments; a picture where `format` is svg, or a browser asks for one."""
+        asked = format or ("svg" if SVG in request.headers.get("accept", "") else "json")
+        return Response(picture(graphs), media_type=SVG) if asked == "svg" else {"object": "list", "data": graphs}
 
 
 def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, models: Models) -> None:
@@ -109,7 +114,7 @@ def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, mo
     @app.post("/v1/classify")
     async def classify(asked: ClassifyRequest, request: Request) -> ClassifyResponse:
         """Label rows, with a probability for every label."""
-        run = _find(known, asked.model)
+        run = _find(known, asked.model, request)
         if not run.classifies:
             message = f"model: {run.run_id} answers with free text, it has no labels; ask it by /v1/chat/completions"
             raise Refusal(400, message, "no_labels", "model")
@@ -122,7 +127,7 @@ def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, mo
     @app.post("/v1/embeddings")
     async def embeddings(asked: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
         """Vectors of rows, as the run's encoder gives them to what comes after it."""
-        run = _find(known, asked.model)
+        run = _find(known, asked.model, request)
         if run.embeds is None:
             raise Refusal(400, f"model: {run.run_id} has no node that embeds", "no_embedding", "model")
         items = asked.input if isinstance(asked.input, list) else [asked.input]
@@ -140,23 +145,24 @@ def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, mo
     @app.post("/v1/completions", response_model=None)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Texts that follow prompts, written by the run's answering model."""
-        return await texts.complete(_find(known, asked.model), asked, models, limits, request)
+        return await texts.complete(_find(known, asked.model, request), asked, models, limits, request)
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
         """The whole graph's answer to a row, as the answer to a message."""
-        return await texts.chat(_find(known, asked.model), asked, models, limits, request)
+        return await texts.chat(_find(known, asked.model, request), asked, models, limits, request)
 
 
 def _model(name: str, run: ServedRun) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": run.created, "owned_by": "graft", "root": run.run_id}
 
 
-def _find(known: Mapping[str, ServedRun], name: str) -> ServedRun:
+def _find(known: Mapping[str, ServedRun], name: str, request: Request) -> ServedRun:
     run = known.get(name)
     if run is None:
         message = f"model: no run {name[:100]!r} is served here; {suggest(name[:100], known)}"
         raise Refusal(404, message, "model_not_found", "model")
+    request.state.model = run.run_id
     return run
 
 
