@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -131,11 +131,16 @@ class Ingress:
             raise _broken(work)
         return reply
 
-    async def _asked(self, work: Work | Writing, ask: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def _asked(self, work: Work | Writing, ask: Callable[[Any], Any]) -> Any:
         """Ask a deployment, and another of its replicas where one dies."""
         for attempt in range(ATTEMPTS):
+            answer = ask(self._handle(work))
             try:
-                return await ask(self._handle(work))
+                return await answer
+            except asyncio.CancelledError:
+                # Serve does so for a client that left; for a time-out it would go on.
+                answer.cancel()
+                raise
             except GONE as error:
                 await self._gone(work, error, attempt)
         raise _away(work)
