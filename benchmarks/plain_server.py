@@ -5,7 +5,8 @@
 What one writes in an afternoon, written well: the model is loaded once, no gradients, a request's prompt goes through
 the model once and its candidates continue from the cache. Requests wait for each other at a lock. The answers have
 the shape of graft's. Kinds and what they need: `completions` (folder); `shots` (folder, prefix, suffix, labels,
-candidates): the most probable label after a prompt of demonstrations; `probe` (folder, head): a linear classifier on
+candidates; whole): the most probable label after a prompt of demonstrations, where `whole` reads the prompt again for
+each candidate, in one batch; `probe` (folder, head): a linear classifier on
 the mean of a sentence encoder's states.
 """
 
@@ -65,14 +66,27 @@ class Shots:
         self.tokenizer = AutoTokenizer.from_pretrained(asked["folder"])
         self.network = AutoModelForCausalLM.from_pretrained(asked["folder"], dtype=torch.float32).eval()
         self.prefix, self.suffix = asked["prefix"], asked["suffix"]
-        self.labels = asked["labels"]
+        self.labels, self.whole = asked["labels"], asked.get("whole", False)
         self.candidates = [
             self.tokenizer(words, add_special_tokens=False)["input_ids"] for words in asked["candidates"]
         ]
 
     def answer(self, body: Body) -> Body:
         """A label for each text."""
-        return labelled([self._scores(f"{self.prefix}{text}{self.suffix}") for text in body["input"]], self.labels)
+        scores = self._scores_of_whole if self.whole else self._scores
+        return labelled([scores(f"{self.prefix}{text}{self.suffix}") for text in body["input"]], self.labels)
+
+    def _scores_of_whole(self, prompt: str) -> np.ndarray:
+        """Log-probability of each label, all candidates together, each after the whole prompt."""
+        ids = self.tokenizer(prompt)["input_ids"]
+        width = max(map(len, self.candidates))
+        rows = torch.tensor([ids + (candidate + [0] * width)[:width] for candidate in self.candidates])
+        logits = self.network(rows, logits_to_keep=width + 1).logits.log_softmax(-1)
+        found = [
+            sum(float(logits[place, step, token]) for step, token in enumerate(candidate))
+            for place, candidate in enumerate(self.candidates)
+        ]
+        return np.array(found)
 
     def _scores(self, prompt: str) -> np.ndarray:
         """Log-probability of each label: the prompt is read once, then all candidates from its cache together."""

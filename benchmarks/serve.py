@@ -81,6 +81,8 @@ def main() -> None:
         ]
         print(parts[0], flush=True)
         for workload in served.workloads(options.workloads, plan.folder, options.model, options.tokens):
+            if options.plain_whole:
+                workload.plain["whole"] = True
             for part in measured(workload, plan, options.modes):
                 parts.append(part)
                 print(f"\n{part}", flush=True)
@@ -102,6 +104,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--model", default=served.LANGUAGE_MODEL, help="source of the language model")
     parser.add_argument("--tokens", type=int, default=48, help="that are written after each prompt")
+    parser.add_argument("--plain-whole", action="store_true", help="the plain server reads a prompt for each label")
     parser.add_argument("--fast-words", default="", help="what makes graft serve fast, in place of Ray's variables")
     parser.add_argument("--storage", help="folder for the runs, to use them again")
     parser.add_argument("--out", type=Path, help="Markdown file for what is printed")
@@ -115,7 +118,8 @@ def arguments() -> argparse.Namespace:
 
 def measured(workload: Workload, plan: Plan, modes: list[str]) -> Iterator[str]:
     """A part of the page for each mode."""
-    yield f"### {workload.name}: {workload.what}"
+    whole = "; the plain server reads the prompt for each label" if "whole" in workload.plain else ""
+    yield f"### {workload.name}: {workload.what}{whole}"
     with served.plain_server(workload.plain, plan.folder) as plain:
         for mode in modes:
             with _graft(workload, plan, mode) as graft:
