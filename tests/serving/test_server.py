@@ -1,30 +1,37 @@
 """`graft serve` as its users meet it: a real process, a real cluster, real HTTP."""
 
 import math
-import os
 import select
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
+import openai
 import pytest
 from pyarrow import parquet
 
+from graft import runs
 from graft.cluster import connect
+from graft.graph import Graph
+from graft.node import Context
+from graft.serving.questions import example_table, question_table
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from processes import GRAFT, Process, descendants, end, free_port, read_announcement, start, title, wait_for_ray, wrong
 
 SERVED = ("centroid", "ridge", "tart", "vectors", "calm", "fiat", "words", "lora", "told", "heard")
-LABELS = SERVED[:6]
+LABELS, TEXTS = SERVED[:6], SERVED[6:]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,9 @@ def server(storage: Path, run_ids: dict[str, str]) -> Iterator[Process]:
     status, out, err = end(popen, signal.SIGINT)
     assert (status, out) == (0, ""), err
     assert err.startswith("starting Ray on this machine\nloading models: ")
-    assert not [line for line in wrong(err).splitlines() if not line.startswith("WARNING: embed-")]
+    assert not [
+        line for line in wrong(err).splitlines() if not line.startswith(("WARNING: embed-", "WARNING: explain-"))
+    ]
 
 
 def test_it_says_what_it_serves_and_how_to_ask(server: Process, run_ids: dict[str, str]) -> None:
@@ -62,7 +71,7 @@ def test_health_readiness_and_a_wrong_key(server: Process, run_ids: dict[str, st
 
 def test_a_shared_encoder_is_deployed_once(server: Process, run_ids: dict[str, str]) -> None:
     graphs = {graph["model"]: graph["nodes"] for graph in server.get("/v1/graph").json()["data"]}
-    centroid, ridge, tart, vectors, calm, fiat = (graphs[run_ids[name]] for name in SERVED)
+    centroid, ridge, tart, vectors, calm, fiat = (graphs[run_ids[name]] for name in LABELS)
     (shared,) = {node["deployment"] for node in [*centroid, *ridge, tart[0]]}
     assert [node["class"] for node in centroid] == ["graft.methods.embed:Embed", "graft.methods.probe:Classify"]
     assert centroid[0]["models"] == ridge[0]["models"]
@@ -79,10 +88,10 @@ def test_a_shared_encoder_is_deployed_once(server: Process, run_ids: dict[str, s
 def test_answers_equal_the_run_under_eight_clients(server: Process, storage: Path, run_ids: dict[str, str]) -> None:
     expected = {
         (name, row["id"]): row
-        for name in SERVED
+        for name in LABELS
         for row in parquet.read_table(storage / "runs" / run_ids[name] / "predictions.parquet").to_pylist()
     }
-    inputs = {name: "vector" if name == "vectors" else "text" for name in SERVED}
+    inputs = {name: "vector" if name == "vectors" else "text" for name in LABELS}
 
     def ask(asked: tuple[str, str]) -> tuple[tuple[str, str], dict[str, Any]]:
         name = asked[0]
@@ -169,15 +178,221 @@ def test_no_prompt_is_written_to_a_log(server: Process, run_ids: dict[str, str])
     assert not [path for path in logs if b"quokka" in path.read_bytes()]
 
 
-@pytest.mark.slow
-def test_a_replica_that_dies_is_replaced(server: Process, run_ids: dict[str, str]) -> None:
-    server.replica("embed").kill()
-    answers = []
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and answers[-3:] != [200] * 3:
-        answers.append(server.classify(run_ids["centroid"], ["a text about rain"]).status_code)
-    assert answers[-3:] == [200] * 3
-    assert set(answers) <= {200, 408, 503}
+def test_texts_equal_the_run_under_eight_clients(server: Process, storage: Path, run_ids: dict[str, str]) -> None:
+    asked = [
+        (name, row["text"], row["prediction"] or "")
+        for name in TEXTS
+        for row in parquet.read_table(storage / "runs" / run_ids[name] / "predictions.parquet").to_pylist()
+    ]
+
+    def ask(one: tuple[str, str, str]) -> tuple[str, str]:
+        name, text, _ = one
+        question = {"model": run_ids[name], "messages": [{"role": "user", "content": text}]}
+        answer = server.client.chat.completions.create(**question)
+        stream = server.client.chat.completions.create(**question, stream=True)
+        pieces = [event.choices[0].delta.content or "" for event in stream]
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens > 0
+        return answer.choices[0].message.content or "", "".join(pieces)
+
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(ask, asked))
+    assert len(answers) > 15
+    assert answers == [(expected, expected) for _, _, expected in asked]
+
+
+def test_a_label_is_an_answer_in_a_chat_too(server: Process, storage: Path, run_ids: dict[str, str]) -> None:
+    for name in LABELS:
+        row = parquet.read_table(storage / "runs" / run_ids[name] / "predictions.parquet").to_pylist()[0]
+        said = str(row["vector"]) if name == "vectors" else row["text"]
+        message = {"role": "user", "content": said}
+        answer = server.ask("/v1/chat/completions", {"model": run_ids[name], "messages": [message]}).json()
+        assert answer["choices"][0]["message"]["content"] == row["prediction"]
+        assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("name", ["lora", "told", "heard"])
+def test_the_adapted_model_goes_on_with_a_prompt_verbatim(
+    server: Process, storage: Path, run_ids: dict[str, str], name: str
+) -> None:
+    speaker = runs.load(run_ids[name], storage).nodes[-1].speaker  # type: ignore[attr-defined]
+    prompts = ["Once upon a time", "The cat"]
+    expected = speaker.generate(prompts, 12)
+    complete = server.client.completions.create
+    question: dict[str, Any] = {"model": run_ids[name], "max_tokens": 12}
+    answer = complete(**question, prompt=prompts)
+    assert [choice.text for choice in answer.choices] == expected
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    streamed = list(complete(**question, prompt=prompts, stream=True, stream_options={"include_usage": True}))
+    told = ["".join(c.text for e in streamed for c in e.choices if c.index == at) for at in range(len(prompts))]
+    assert told == expected
+    assert streamed[-1].usage == answer.usage
+    cut = complete(**question, prompt=prompts[0], stop=[expected[0][4:6]])
+    assert cut.choices[0].text == expected[0][: expected[0].index(expected[0][4:6])]
+    drawn = [complete(**question, prompt="A", n=3, temperature=1.0, seed=seed).choices for seed in (7, 7, 8)]
+    assert [c.text for c in drawn[0]] == [c.text for c in drawn[1]] != [c.text for c in drawn[2]]
+    assert len({c.text for c in drawn[0]}) == 3
+
+
+def test_tokens_and_how_probable_they_were(server: Process, storage: Path, run_ids: dict[str, str]) -> None:
+    speaker = runs.load(run_ids["lora"], storage).nodes[-1].speaker  # type: ignore[attr-defined]
+    answer = server.client.completions.create(model=run_ids["lora"], prompt="The cat", max_tokens=5, logprobs=2)
+    found = answer.choices[0].logprobs
+    assert found is not None
+    assert found.token_logprobs is not None
+    assert found.top_logprobs is not None
+    for value, top in zip(found.token_logprobs, found.top_logprobs, strict=True):
+        assert value == pytest.approx(max(top.values()))
+    whole = speaker.score(["The cat"], [answer.choices[0].text])[0, 0]
+    if "\ufffd" not in answer.choices[0].text:
+        assert sum(value for value in found.token_logprobs if value is not None) == pytest.approx(whole, abs=1e-3)
+    chat = server.client.chat.completions.create(
+        model=run_ids["lora"],
+        messages=[{"role": "user", "content": "a text"}],
+        logprobs=True,
+        top_logprobs=3,
+        max_completion_tokens=2,
+    )
+    assert chat.choices[0].logprobs is not None
+    content = chat.choices[0].logprobs.content
+    assert content is not None
+    assert [len(token.top_logprobs) for token in content] == [3, 3]
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_embeddings_are_those_that_the_probe_reads(
+    server: Process, storage: Path, run_ids: dict[str, str], form: Any
+) -> None:
+    texts = ["a text about rain", "bread"]
+    graph = runs.load(run_ids["tart"], storage)
+    expected = graph.run(question_table(texts, ["text"], "text"))["embedding"].to_pylist()
+    answer = server.client.embeddings.create(model=run_ids["tart"], input=texts, encoding_format=form)
+    if form == "float":
+        for found, vector in zip(answer.data, expected, strict=True):
+            assert found.embedding == pytest.approx(vector, abs=1e-6)
+    else:
+        assert all(isinstance(found.embedding, str) for found in answer.data)
+    assert answer.usage.prompt_tokens > 0
+    with pytest.raises(openai.BadRequestError, match="no node that embeds"):
+        server.client.embeddings.create(model=run_ids["lora"], input="a")
+
+
+@pytest.mark.parametrize("name", ["ridge", "tart"])
+def test_few_shot_examples_make_another_task(
+    server: Process, storage: Path, run_ids: dict[str, str], name: str
+) -> None:
+    examples = [("the dog barks", "pet"), ("pay the bill", "money"), ("my cat sleeps", "pet"), ("a tax", "money")]
+    rows = ["a dog and a cat", "what does it cost"]
+    files, folder = runs.open_run(run_ids[name], storage)
+    labelled = example_table([text for text, _ in examples], [label for _, label in examples], ["text"], "text")
+    context = Context(runs.read_spec(files, folder), ("money", "pet"))
+    graph: Graph = runs.load(run_ids[name], storage).fit(labelled, context)
+    expected = graph.run(question_table(rows, ["text"], "text"))
+    body = {
+        "model": run_ids[name],
+        "input": rows,
+        "examples": [{"input": text, "label": label} for text, label in examples],
+    }
+    for _ in range(2):  # the second one finds the task remembered
+        answer = server.ask("/v1/classify", body).json()
+        for found, label, scores in zip(
+            answer["data"], expected["prediction"].to_pylist(), expected["scores"].to_pylist(), strict=True
+        ):
+            assert found["label"] == label
+            assert found["scores"] == pytest.approx({one: math.exp(score) for one, score in scores.items()}, abs=1e-5)
+    # The run itself answers as it was fitted.
+    assert set(server.classify(run_ids[name], rows).json()["data"][0]["scores"]) == {"rain", "bread"}
+
+
+def test_methods_that_learn_by_gradients_refuse_examples(server: Process, run_ids: dict[str, str]) -> None:
+    examples = [{"input": "a", "label": "x"}, {"input": "b", "label": "y"}]
+    answer = server.ask("/v1/classify", {"model": run_ids["calm"], "input": ["a"], "examples": examples})
+    assert answer.status_code == 422
+    assert "learned from its own by gradients" in answer.json()["error"]["message"]
+
+
+def test_the_official_client_reads_refusals(server: Process, run_ids: dict[str, str]) -> None:
+    client = server.client
+    message: Any = [{"role": "user", "content": "a text"}]
+    assert client.models.retrieve(run_ids["lora"]).id == run_ids["lora"]
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="nobody", messages=message)
+    with pytest.raises(openai.UnprocessableEntityError, match="frequency_penalty"):
+        client.chat.completions.create(model=run_ids["lora"], messages=message, frequency_penalty=0.5)
+    with pytest.raises(openai.UnprocessableEntityError, match="at most 1024"):
+        client.completions.create(model=run_ids["lora"], prompt="a", max_tokens=5000)
+    with pytest.raises(openai.UnprocessableEntityError, match="too long|context"):
+        client.completions.create(model=run_ids["lora"], prompt="a long text " * 300, max_tokens=5)
+    with pytest.raises(openai.UnprocessableEntityError, match="not drawn"):
+        client.chat.completions.create(model=run_ids["tart"], messages=message, temperature=1.0)
+    with pytest.raises(openai.BadRequestError, match="no model that writes"):
+        client.completions.create(model=run_ids["tart"], prompt="a")
+    wrong_key = openai.OpenAI(api_key="wrong", base_url=f"{server.url}/v1", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        wrong_key.models.list()
+
+
+def test_a_picture_of_the_graphs(server: Process) -> None:
+    answer = httpx.get(f"{server.url}/v1/graph", headers={**server.headers, "Accept": "image/svg+xml,*/*"})
+    assert answer.headers["content-type"].startswith("image/svg+xml")
+    assert answer.text == server.get("/v1/graph?format=svg").text
+    assert server.get("/v1/graph").json()["object"] == "list"
+
+
+def test_a_client_that_leaves_makes_room(server: Process, run_ids: dict[str, str]) -> None:
+    """Hundreds of thousands of tokens that nobody waits for any more: were they written, the next one would be late."""
+    much = {"model": run_ids["lora"], "prompt": ["a"] * 32, "max_tokens": 200, "temperature": 2.0, "n": 16}
+    port = int(server.url.rpartition(":")[2])
+    for stream in (True, False, True, False):
+        with closing(socket.create_connection(("127.0.0.1", port))) as connection:
+            body = httpx.Request("POST", server.url, json={**much, "stream": stream}).read()
+            head = "POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+            key = f"Authorization: {server.headers['Authorization']}\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall((head + key).encode() + body)
+            time.sleep(0.5)
+    answer = server.ask("/v1/completions", {"model": run_ids["lora"], "prompt": "a", "max_tokens": 2})
+    assert answer.status_code == 200, answer.text
+
+
+def test_what_is_written_when_its_process_dies_is_written_to_its_end(server: Process, run_ids: dict[str, str]) -> None:
+    question: dict[str, Any] = {
+        "model": run_ids["lora"],
+        "prompt": "a",
+        "max_tokens": 200,
+        "temperature": 1.5,
+        "seed": 3,
+    }
+    expected = server.client.completions.create(**question).choices[0].text
+    told = []
+    for event in server.client.completions.create(**question, stream=True):
+        if len(told) == 2:
+            server.replica("explain").kill()
+        told.append(event.choices[0].text)
+    assert "".join(told) == expected
+
+
+def test_whatever_is_being_answered_when_a_process_dies_is_answered(server: Process, run_ids: dict[str, str]) -> None:
+    stop = threading.Event()
+    statuses: list[int] = []
+
+    def ask() -> None:
+        while not stop.is_set():
+            statuses.append(server.classify(run_ids["centroid"], ["a text about rain"] * 20).status_code)
+
+    with ThreadPoolExecutor(6) as clients:
+        asking = [clients.submit(ask) for _ in range(6)]
+        time.sleep(1)
+        before = len(statuses)
+        server.replica("embed").kill()
+        deadline = time.monotonic() + 100
+        while len(statuses) < before + 40 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        stop.set()
+        for one in asking:
+            one.result()
+    assert len(statuses) >= before + 40
+    assert set(statuses) == {200}
 
 
 @pytest.mark.parametrize(
