@@ -51,8 +51,11 @@ def test_the_same_spec_swept_served_and_asked(tmp_path: Path, minilm: str) -> No
     serve = (
         serve.replace("--api-keys", f"--port {port} --api-keys")
         .replace("8000", port)
-        .replace("kill %1", "kill %1; wait")
+        .replace("kill %1", f"{sys.executable} ask.py; kill %1; wait")
     )
+    (python,) = blocks("python", "The same spec swept, served and asked")
+    (tmp_path / "try").mkdir()
+    (tmp_path / "try" / "ask.py").write_text(python.replace("8000", port))
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     answer = subprocess.run(
         ["bash", "-c", f"set -e\n{rows}\n{sweep}\n{serve}"],
@@ -67,6 +70,7 @@ def test_the_same_spec_swept_served_and_asked(tmp_path: Path, minilm: str) -> No
     given = re.search(r'\{"object":"list".*\}', answer.stdout)
     assert shown, "the README shows an answer"
     assert given, answer.stdout + answer.stderr
+    assert re.search(r"^good\n\[-?0\.", answer.stdout, re.MULTILINE), answer.stdout + answer.stderr
     said, told = json.loads(given[0]), json.loads(shown[0])
     assert said["data"][0]["scores"] == pytest.approx(told["data"][0]["scores"], abs=1e-3)
     assert said["model"] == told["model"]
