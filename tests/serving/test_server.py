@@ -322,7 +322,7 @@ def test_the_official_client_reads_refusals(server: Process, run_ids: dict[str, 
         client.chat.completions.create(model=run_ids["lora"], messages=message, frequency_penalty=0.5)
     with pytest.raises(openai.UnprocessableEntityError, match="at most 1024"):
         client.completions.create(model=run_ids["lora"], prompt="a", max_tokens=5000)
-    with pytest.raises(openai.UnprocessableEntityError, match="too long|context"):
+    with pytest.raises(openai.UnprocessableEntityError, match=r"too long|context"):
         client.completions.create(model=run_ids["lora"], prompt="a long text " * 300, max_tokens=5)
     with pytest.raises(openai.UnprocessableEntityError, match="not drawn"):
         client.chat.completions.create(model=run_ids["tart"], messages=message, temperature=1.0)
