@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from logging.handlers import MemoryHandler
 from typing import Any
 
 import pytest
@@ -171,6 +172,26 @@ def test_behind_the_proxy_the_id_is_left_to_it(monkeypatch: pytest.MonkeyPatch) 
     client = Client(x_request_id="mine")
     call(respond(), client)
     assert client.header("x-request-id") == []
+
+
+def test_in_a_replica_requests_are_logged_to_serves_file_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = logging.getLogger("graft.serving.gate"), logging.getLogger("ray.serve")
+    file, terminal = MemoryHandler(100), logging.StreamHandler()
+    monkeypatch.setattr("graft.serving.gate.behind_proxy", lambda: True)
+    monkeypatch.setattr(theirs, "handlers", [terminal, file])
+    monkeypatch.setattr(ours, "handlers", [])
+    monkeypatch.setattr(ours, "propagate", False)
+    level = ours.level
+    try:
+        call(streams(events=True, then=breaks), Client(x_request_id="r1"))
+    finally:
+        ours.setLevel(level)
+    lines = [record.getMessage() for record in file.buffer]
+    assert lines[0] == "request r1: /x: ZeroDivisionError"
+    assert lines[1].startswith("anna: POST /x: 200 in ")
+    assert "POST" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("given", "kept"), [("mine", True), ("not mine", False), (None, False)])

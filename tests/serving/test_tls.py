@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -140,10 +141,12 @@ def test_a_server_speaks_tls_and_nothing_else(
             printed.append(popen.stdout.readline())
         assert printed[0] == f"serving    https://127.0.0.1:{port}\n"
         check_answers(f"127.0.0.1:{port}", file, printed[-1].removeprefix("try").strip())
+        check_log(popen.pid)
     finally:
         popen.send_signal(signal.SIGINT)
         out, err = popen.communicate(timeout=180)
     assert (popen.returncode, out) == (0, ""), err
+    assert "/nowhere" not in err
 
 
 def check_answers(place: str, file: Path, command: str) -> None:
@@ -164,3 +167,16 @@ def check_answers(place: str, file: Path, command: str) -> None:
         httpx.get(f"https://{place}/healthz")
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.get(f"http://{place}/healthz")
+
+
+def check_log(pid: int) -> None:
+    """One line for every request, with its id, in a file of Ray's session."""
+    (session,) = {
+        Path(word.partition("=")[2]).parents[1]
+        for child in psutil.Process(pid).children(recursive=True)
+        for word in child.cmdline()
+        if word.startswith("--raylet_socket_name=")
+    }
+    lines = [line for path in session.rglob("replica_graft_http_*") for line in path.read_text().splitlines()]
+    (found,) = (line for line in lines if "session: GET /nowhere: 404 in" in line and "request mine-1" in line)
+    assert found.endswith("request mine-1")
