@@ -11,6 +11,9 @@
 | graft_running_texts | gauge | texts that are being generated: `deployment` |
 | graft_waiting_texts | gauge | texts that wait for their turn: `deployment` |
 
+measured (Ray 2.60): a histogram comes to Prometheus as counts per bucket, and its `_sum` as the middles of the buckets
+added up. So a mean is as coarse as the buckets are, and these are fine where most answers fall.
+
 Never a label: what a client has sent. A model that is not served and a route that does not exist count as one each,
 or a stranger would fill Prometheus with names.
 """
@@ -25,7 +28,7 @@ from typing import Any, Literal
 UNKNOWN = ""
 """The label of a model or route that is not one of ours."""
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
