@@ -64,6 +64,7 @@ class Plan:
 def main() -> None:
     """Measure and print."""
     options = arguments()
+    served.end_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="graft-serve-") as folder:
         plan = Plan(
             Path(options.storage or folder).resolve(),

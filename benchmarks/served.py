@@ -221,6 +221,11 @@ def _bodies(run_id: str, storage: Path) -> list[Body]:
     return [{"model": run_id, "input": [text]} for text in texts]
 
 
+def end_on_sigterm() -> None:
+    """Leave by the way that ends the servers too: they would outlive a process that is just gone."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
 @contextlib.contextmanager
 def plain_server(asked: Body, folder: Path) -> Iterator[Side]:
     """The plain server, for as long as the block lasts."""

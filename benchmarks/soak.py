@@ -219,6 +219,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and save where asked."""
     options = arguments()
+    served.end_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="graft-soak-") as folder:
         storage = Path(options.storage or folder).resolve()
         storage.mkdir(exist_ok=True)

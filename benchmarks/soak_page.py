@@ -13,6 +13,8 @@ ALLOWED = (200, 429, 503)
 PROMPT_SECONDS = 1.0
 """A refusal that takes longer has made its sender wait for nothing."""
 NEAR_KILL_SECONDS = 30.0
+SETTLED_SECONDS = 10.0
+"""From a new replica's first answer until its memory counts."""
 WARM_SHARE = 0.1
 """Of the time: what memory does in it is not counted."""
 
@@ -77,10 +79,11 @@ class Soak:
         """All of it as Markdown."""
         if not self.outcomes:
             return f"{where}: nothing was asked; capacity {self.capacity:.1f} requests/s"
+        named = sum(one.echoed is True for one in self.outcomes)
         head = (
             f"{where}. Capacity {self.capacity:.1f} requests/s with closed clients; {len(self.outcomes):,} requests in "
             f"{self.sent_seconds / 60:.1f} minutes ({len(self.outcomes) / self.sent_seconds:.1f}/s), "
-            f"{len(self.kills)} kills."
+            f"{len(self.kills)} kills; {named:,} responses name their request."
         )
         return "\n\n".join([head, self._verdict(), self._latencies(), self._kills(), self._memory()])
 
@@ -131,8 +134,7 @@ class Soak:
         lines = ["| killed | at, s | not 200 until it was back | answers again after, s |", "|---|---:|---:|---:|"]
         for kill in self.kills:
             back = self.back(kill)
-            until = math.inf if math.isnan(back) else kill.at + back
-            refused = sum(one.status != 200 and kill.at <= one.ended <= until + 1 for one in self.outcomes)
+            refused = sum(one.status != 200 and kill.at <= one.ended <= kill.at + back + 1 for one in self.outcomes)
             lines.append(f"| {kill.deployment} | {kill.at:.0f} | {refused:,} | {back:.1f} |")
         return "\n".join(lines)
 
@@ -140,7 +142,7 @@ class Soak:
         """Seconds from a kill until a request that was sent later and needs that model had been answered."""
         needs = self.users.get(kill.deployment, set())
         later = [one.ended for one in self._fine() if one.began >= kill.at and one.workload in needs]
-        return min(later, default=math.nan) - kill.at
+        return min(later, default=math.inf) - kill.at
 
     def _memory(self) -> str:
         steady = self.steady()
@@ -168,11 +170,12 @@ class Soak:
             return []
         whole = self.samples[0].replicas
         warm = WARM_SHARE * self.samples[-1].at
-        moments = [kill.at for kill in self.kills]
+        # A process that is there may still be loading: it counts from shortly after its first answer.
+        gaps = [(kill.at, kill.at + max(NEAR_KILL_SECONDS, self.back(kill) + SETTLED_SECONDS)) for kill in self.kills]
         return [
             one
             for one in self.samples
-            if one.at >= warm and one.replicas == whole and not near(one.at, moments, NEAR_KILL_SECONDS)
+            if one.at >= warm and one.replicas == whole and not any(low <= one.at <= high for low, high in gaps)
         ]
 
 
@@ -203,7 +206,7 @@ def draw(soak: Soak, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 6), layout="constrained")
+    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(11, 6), layout="constrained")
     for status in sorted({one.status for one in soak.outcomes}):
         some = [one for one in soak.outcomes if one.status == status]
         label = str(status) if status else "none"
@@ -212,13 +215,13 @@ def draw(soak: Soak, file: Path) -> None:
             [one.began / 60 for one in some], [one.seconds for one in some], ".", ms=2, label=label, rasterized=True
         )
     above.set(yscale="log", ylabel="seconds to the answer")
-    above.legend(title="status", markerscale=4, loc="upper right")
+    above.legend(title="status", markerscale=4, loc="center left", bbox_to_anchor=(1, 0.5))
     minutes = [one.at / 60 for one in soak.samples]
     below.plot(minutes, [sum(one.sizes.values()) for one in soak.samples], label="all processes")
     for name in sorted({name for one in soak.samples for name in one.replicas}):
         below.plot(minutes, [one.sizes.get(name, 0.0) for one in soak.samples], label=name)
     below.set(xlabel="minutes", ylabel="resident, MiB", ylim=(0, None))
-    below.legend(fontsize="small")
+    below.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     for kill in soak.kills:
         for axes in (above, below):
             axes.axvline(kill.at / 60, color="0.6", lw=0.8, ls=":")
