@@ -1,5 +1,6 @@
 """`graft serve` as its users meet it: a real process, a real cluster, real HTTP."""
 
+import json
 import math
 import select
 import shlex
@@ -18,6 +19,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings, strategies
 from pyarrow import parquet
 
 from graft import runs
@@ -228,11 +231,13 @@ def test_the_adapted_model_goes_on_with_a_prompt_verbatim(
     told = ["".join(c.text for e in streamed for c in e.choices if c.index == at) for at in range(len(prompts))]
     assert told == expected
     assert streamed[-1].usage == answer.usage
-    cut = complete(**question, prompt=prompts[0], stop=[expected[0][4:6]])
-    assert cut.choices[0].text == expected[0][: expected[0].index(expected[0][4:6])]
     drawn = [complete(**question, prompt="A", n=3, temperature=1.0, seed=seed).choices for seed in (7, 7, 8)]
     assert [c.text for c in drawn[0]] == [c.text for c in drawn[1]] != [c.text for c in drawn[2]]
     assert len({c.text for c in drawn[0]}) == 3
+    text = drawn[0][0].text
+    cut = complete(**question, prompt="A", temperature=1.0, seed=7, stop=[text[3:5]])
+    assert cut.choices[0].text == text[: text.index(text[3:5])]
+    assert cut.choices[0].finish_reason == "stop"
 
 
 def test_tokens_and_how_probable_they_were(server: Process, storage: Path, run_ids: dict[str, str]) -> None:
@@ -333,6 +338,109 @@ def test_the_official_client_reads_refusals(server: Process, run_ids: dict[str, 
         wrong_key.models.list()
 
 
+ASKED = {
+    "/v1/classify": "input",
+    "/v1/embeddings": "input",
+    "/v1/completions": "prompt",
+    "/v1/chat/completions": "messages",
+}
+"""What can be asked, and the field of the question."""
+NO_BODIES = {
+    "not JSON": b"{",
+    "not UTF-8": b'{"model": "\xff\xfe"}',
+    "nothing": b"",
+    "a list": b"[]",
+    "a number without end": b"1e999",
+    "nested deeply": b'{"model": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a key twice, both wrong": b'{"model": 1, "model": 2}',
+    "half a character": b'{"\\ud800": 1}',
+}
+NO_QUESTIONS: dict[str, bytes] = {
+    "null": b"null",
+    "a number": b"7",
+    "an object": b'{"a": 1}',
+    "an empty list": b"[]",
+    "nulls": b"[null]",
+    "numbers": b"[1, 2]",
+    "not a number": b"[NaN]",
+    "a huge number": b"[" + b"9" * 5000 + b"]",
+    "lists": b"[[1]]",
+    "another column": b'[{"txet": "a"}]',
+    "nested deeply": b"[" * 900 + b"]" * 900,
+    "too many": json.dumps(["a"] * 5000).encode(),
+    "too long": json.dumps(["a b " * 5000]).encode(),
+    "no role": b'[{"role": "king", "content": "a"}]',
+    "no content": b'[{"role": "user", "content": ""}]',
+}
+NO_MANNERS: dict[str, Any] = {
+    "n": 10**9,
+    "max_tokens": -1,
+    "temperature": 10**400,
+    "top_p": 0,
+    "stop": [""],
+    "seed": 10**30,
+    "stream": "perhaps",
+    "stream_options": {"include_usage": True},
+    "logit_bias": {"1": 100},
+    "user": ["me"],
+    "whatever": 1,
+}
+
+
+def test_bad_input_is_refused_in_words_and_no_process_dies(server: Process, run_ids: dict[str, str]) -> None:
+    before = {child.pid for child in descendants(server.popen.pid) if "ServeReplica" in title(child)}
+
+    def refuse(path: str, what: str, content: bytes) -> None:
+        headers = {**server.headers, "Content-Type": "application/json"}
+        answer = httpx.post(server.url + path, content=content, headers=headers, timeout=60)
+        assert 400 <= answer.status_code < 500, (path, what, answer.status_code, answer.text[:300])
+        assert list(answer.json()) == ["error"], (path, what)
+        assert list(answer.json()["error"]) == ["message", "type", "param", "code"]
+
+    for path, field in ASKED.items():
+        model = json.dumps(run_ids["tart" if field == "input" else "lora"]).encode()
+        fine = {"input": b'["a"]', "prompt": b'"a"', "messages": b'[{"role": "user", "content": "a"}]'}[field]
+        for what, body in NO_BODIES.items():
+            refuse(path, what, body)
+        for what, value in NO_QUESTIONS.items():
+            refuse(path, what, b'{"model": %s, "%s": %s}' % (model, field.encode(), value))
+        for what, value in {}.items() if field == "input" else NO_MANNERS.items():
+            more = json.dumps(value).encode()
+            refuse(
+                path, what, b'{"model": %s, "%s": %s, "%s": %s}' % (model, field.encode(), fine, what.encode(), more)
+            )
+        for wrong_model in (b'"nobody"', b"3", b"null", b'"a\\u0000b"', b'"' + b"x" * 100_000 + b'"'):
+            refuse(path, "model", b'{"model": %s, "%s": %s}' % (wrong_model, field.encode(), fine))
+    examples = json.dumps([{"input": "a", "label": "b"}] * 40_000).encode()
+    refuse("/v1/classify", "examples", b'{"model": "%s", "input": ["a"], "examples": %s}' % (b"a", examples))
+    assert server.get("/readyz").status_code == 200
+    assert {child.pid for child in descendants(server.popen.pid) if "ServeReplica" in title(child)} == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves connections open
+@pytest.mark.parametrize("path", ASKED)
+def test_whatever_the_interface_allows_is_answered_or_refused_in_words(
+    server: Process, run_ids: dict[str, str], path: str
+) -> None:
+    """Requests drawn from the interface's own description, right and wrong ones."""
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=server.headers)
+    names = strategies.sampled_from([*run_ids.values(), "nobody"])
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(case=schema[path]["POST"].as_strategy(), name=names)
+    def ask(case: Any, name: str) -> None:
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = name
+            case.body["max_tokens"] = 2
+        answer = case.call(base_url=server.url, headers=server.headers)
+        assert answer.status_code < 500, answer.text
+        if answer.status_code != 200:
+            assert list(answer.json()["error"]) == ["message", "type", "param", "code"]
+
+    ask()
+    assert server.get("/readyz").status_code == 200
+
+
 def test_a_picture_of_the_graphs(server: Process) -> None:
     answer = httpx.get(f"{server.url}/v1/graph", headers={**server.headers, "Accept": "image/svg+xml,*/*"})
     assert answer.headers["content-type"].startswith("image/svg+xml")
@@ -350,6 +458,8 @@ def test_a_client_that_leaves_makes_room(server: Process, run_ids: dict[str, str
             head = "POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
             key = f"Authorization: {server.headers['Authorization']}\r\nContent-Length: {len(body)}\r\n\r\n"
             connection.sendall((head + key).encode() + body)
+            if stream:
+                connection.recv(1)  # it is being written
             time.sleep(0.5)
     answer = server.ask("/v1/completions", {"model": run_ids["lora"], "prompt": "a", "max_tokens": 2})
     assert answer.status_code == 200, answer.text

@@ -240,10 +240,14 @@ def _reason(message: str) -> str:
 def _shut_down() -> None:
     """End Serve on this cluster, what it answers just now first.
 
-    Ray's own `serve.shutdown` waits for a call that can only fail, and tells the terminal of that.
+    Ray's own `serve.shutdown` ends the proxy at once, whatever that is sending; and it waits for a call that can only
+    fail, and tells the terminal of that.
     """
     import ray
+    from ray import serve
 
+    with contextlib.suppress(ray.exceptions.RayError, RuntimeError, TimeoutError):
+        serve.delete(APPLICATION)
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         ray.get_actor(*CONTROLLER).graceful_shutdown.remote(wait=False)
         for _ in range(int(STOP_SECONDS / POLL_SECONDS)):

@@ -220,12 +220,19 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """The first fault by its path; what was sent is not repeated."""
     assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
+    faults = error.errors()
+    # Of what may be a text or a list, the fault that goes deepest says what is wrong with what was sent.
+    fault = max((one for one in faults if one["loc"][:2] == faults[0]["loc"][:2]), key=lambda one: len(one["loc"]))
     if fault["type"] == "json_invalid":
         return answer(Refusal(400, "the body is not valid JSON", "invalid_json"))
-    path = ".".join(str(part) for part in fault["loc"][1:])
+    path = ".".join(str(part) for part in fault["loc"][1:] if isinstance(part, int) or not _is_kind(part))
     message = f"{path}: {fault['msg']}" if path else f"the body: {fault['msg']}; send JSON with its Content-Type"
     return answer(Refusal(422, message, "invalid_field", path or None))
+
+
+def _is_kind(part: str) -> bool:
+    """Whether a part of a path is no field, but one of the kinds that a value may have."""
+    return not part.isidentifier() or part in ("str", "int", "float", "bool")
 
 
 async def _not_routed(request: Request, error: Exception) -> JSONResponse:
