@@ -27,6 +27,8 @@ from graft.models.model import Candidates, Kind, Sampling, Written
 from graft.models.objective import NO_TARGET, batch_of, logits_at
 from graft.models.writing import write
 
+MOST_READ = 64
+"""Prompts whose tokens are remembered until others are asked about."""
 CACHED_TOKENS_PER_BATCH = 32768
 """Positions of a batch whose keys and values are held at once."""
 
@@ -62,6 +64,7 @@ class CausalModel(LocalModel):
         self.read_prefixes = prefixes.PrefixCaches()
         self.lead = leading_ids(self.tokenizer)
         """What the tokenizer puts before every text."""
+        self._read: tuple[Any, list[Question]] | None = None
         self._vocabulary = int(self.config.get_text_config().vocab_size)
 
     @functools.cached_property
@@ -140,6 +143,16 @@ class CausalModel(LocalModel):
         return ids if ids[: len(self.lead)] == self.lead else [*self.lead, *ids]
 
     def _questions(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[Question]:
+        """Tokens of every prompt with each of its options; asked twice in a row, before and while something is scored."""
+        asked = (tuple(prompts), tuple(map(tuple, options)))
+        if self._read is None or self._read[0] != asked:
+            found = self._tokenized(prompts, options)
+            if len(found) > MOST_READ:
+                return found
+            self._read = asked, found
+        return self._read[1]
+
+    def _tokenized(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[Question]:
         joined = [prompt + option for prompt, several in zip(prompts, options, strict=True) for option in several]
         given = [self._with_lead(ids) for ids in self._tokenize(prompts, special=False)]
         whole = [self._with_lead(ids) for ids in self._tokenize(joined, special=False)]

@@ -18,14 +18,13 @@ from graft.graph import fit_nodes
 from graft.hosted import Hosting
 from graft.models.asked import Piece
 from graft.node import Context, Node, Trains
+from graft.serving.batches import Batches
 from graft.serving.engine import Engine
 from graft.serving.passages import Passages
 from graft.serving.telemetry import Telemetry
 from graft.serving.wire import Examples, Pieces, Place, Reply, Residence, Segment, Work, Writing
 
 log = logging.getLogger(__name__)
-
-BATCH_REQUESTS = 16
 
 
 class Loaded:
@@ -83,7 +82,7 @@ class ModelReplica:
         self.held: dict[str, Any] = {}
         self.present: OrderedDict[str, None] = OrderedDict()
         self._run = serve.multiplexed(max_num_models_per_replica=hosting.max_runs)(self._loader())
-        self._together.set_max_batch_size(hosting.max_batch_size)
+        self.batches = Batches(self._replies, hosting.max_batch_size, hosting.batch_wait_ms / 1000)
         self.begun = {place.run_id: self._load(place) for place in places[: hosting.max_runs]}
 
     async def ready(self) -> bool:
@@ -106,8 +105,7 @@ class ModelReplica:
             run = await self._loaded(work.place)
         except GraftError as error:
             return self._failed(work, error)
-        reply: Reply = await self._together((run, work))
-        return reply
+        return await self.batches.ask((run, work))
 
     async def write(self, writing: Writing) -> AsyncGenerator[Pieces]:
         """Texts, piece by piece as they come, or all at once at the end."""
@@ -183,13 +181,6 @@ class ModelReplica:
             rows = run_node(node, rows, store=None)
         prompts: list[str] = run.answering.prompts(run.answering.given(rows))
         return prompts
-
-    @serve.batch(max_batch_size=BATCH_REQUESTS, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
-    async def _together(self, asked: list[tuple[Loaded, Work]]) -> list[Reply]:
-        """Answer requests that came together; in a thread, so that health checks are answered meanwhile."""
-        # Waiting for company pays only where there is some.
-        self._together.set_batch_wait_timeout_s(self.hosting.batch_wait_ms / 1000 if len(asked) > 1 else 0)
-        return await asyncio.to_thread(self._replies, asked)
 
     def _replies(self, asked: Sequence[tuple[Loaded, Work]]) -> list[Reply]:
         alike: dict[Any, list[int]] = {}
