@@ -143,7 +143,7 @@ class CausalModel(LocalModel):
         return ids if ids[: len(self.lead)] == self.lead else [*self.lead, *ids]
 
     def _questions(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[Question]:
-        """Tokens of every prompt with each of its options; asked twice in a row, before and while something is scored."""
+        """Tokens of every prompt with each of its options; asked twice in a row: to check, and to score."""
         asked = (tuple(prompts), tuple(map(tuple, options)))
         if self._read is None or self._read[0] != asked:
             found = self._tokenized(prompts, options)
