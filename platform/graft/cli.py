@@ -216,6 +216,9 @@ def serve(
         Path | None,
         typer.Option(help="File that graft keys new has made; without it one key is made for this session."),
     ] = None,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write what users send into the server's log; else none of it is.")
+    ] = False,
     tls_cert: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Certificate in PEM, to serve over HTTPS; needs --tls-key.")
     ] = None,
@@ -227,6 +230,7 @@ def serve(
 ) -> None:
     """Serve runs over HTTP with Ray Serve until Ctrl-C: a deployment per model, keys and limits in front."""
     from graft.serving import host as serving
+    from graft.serving.gate import Limits
     from graft.terminal import note
 
     def announce(server: serving.Server) -> None:
@@ -238,6 +242,7 @@ def serve(
         host=host,
         port=port,
         api_keys=api_keys,
+        limits=Limits(log_prompts=log_prompts),
         tls_cert=tls_cert,
         tls_key=tls_key,
         storage=storage,

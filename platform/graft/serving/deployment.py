@@ -112,13 +112,13 @@ def _resources(layout: Layout, cluster: Cluster) -> dict[str, dict[str, float]]:
     import ray
 
     free, found = ray.available_resources(), layout.deployments
-    # One is left to the processes that speak HTTP: they starve a model that computes with as many threads as there are
-    # CPUs. measured: 16 clients of a small encoder on two CPUs, 44 answers a second so and 56 so.
-    own = max(cluster.cpus - 1, 1.0)
-    cpus, gpus = own if cluster.local else free.get("CPU", 0.0), free.get("GPU", 0.0)
+    cpus, gpus = cluster.cpus if cluster.local else free.get("CPU", 0.0), free.get("GPU", 0.0)
     undecided = sum(one.hosting.replicas for one in found.values() if one.hosting.cpus is None)
     given = sum(one.hosting.replicas * (one.hosting.cpus or 0.0) for one in found.values())
-    share = _share(max(0.0, cpus - given), max(undecided, 1), ours=cluster.local)
+    # One is left to the processes that speak HTTP: they starve a model that computes with as many threads as there are
+    # CPUs. measured: 16 clients of a small encoder on two CPUs, 44 answers a second so and 56 so.
+    left = max(cpus - given - cluster.local, min(1.0, cpus - given), 0.0)
+    share = _share(left, max(undecided, 1), ours=cluster.local)
     if (undecided and not share) or given > cpus:
         raise ServeError(
             f"{len(found)} deployments need {f'{given:g} CPUs' if given else 'a CPU'}, the cluster at "
