@@ -9,7 +9,7 @@ import pytest
 from graft.spec import Experiment
 
 TOPICS = ("rain", "bread")
-NAMES = ("centroid", "ridge", "tart", "vectors", "calm", "fiat", "words", "lora", "told", "heard")
+NAMES = ("centroid", "ridge", "tart", "vectors", "calm", "fiat", "words", "lora", "told", "heard", "other")
 
 
 def carry_out(storage: Path, **values: Any) -> str:
@@ -18,7 +18,7 @@ def carry_out(storage: Path, **values: Any) -> str:
 
 @pytest.fixture(scope="session")
 def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama: Path, tiny_gpt2: Path) -> Path:
-    """A storage whose runs are named by what they are: NAMES, of which the last four write free text."""
+    """A storage whose runs are named by what they are: NAMES, of which the last five write free text."""
     folder = tmp_path_factory.mktemp("serving")
     lines = [f"a text about {topic} number {i},{topic}" for i in range(30) for topic in TOPICS]
     (folder / "rows.csv").write_text("text,topic\n" + "\n".join(lines) + "\n")
@@ -67,6 +67,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llam
     lora = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
     texts: dict[str, dict[str, Any]] = {
         "lora": {"models": {"base": base}, "method": {"name": "peft", "adapter": lora}},
+        "other": {"models": {"base": base}, "method": {"name": "peft", "adapter": {**lora, "r": 2}}},
         "told": {
             "models": {"teacher": base, "student": {"source": str(tiny_gpt2)}},
             "method": {"name": "fiat", "exemplars": 0, "max_rationale_tokens": 4},

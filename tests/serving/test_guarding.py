@@ -372,7 +372,9 @@ def test_a_time_out_of_the_applications_own_is_not_the_clients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("then", "code"), [(for_ever, "timeout"), (breaks, "internal"), (refuses, "unavailable")], ids=str
+    ("then", "code"),
+    [(for_ever, "timeout"), (breaks, "internal"), (refuses, "unavailable")],
+    ids=["late", "broken", "refused"],
 )
 @pytest.mark.parametrize("events", [True, False])
 def test_a_stream_that_breaks_is_seen_to_be_broken(

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import fs
 
 from graft.errors import ModelError
-from graft.models.asked import Asked, Piece
+from graft.models.asked import Asked, Piece, Token
 from graft.serving.application import _beyond
 from graft.serving.passages import Passages
 from graft.serving.schemas import Refusal
@@ -102,8 +102,11 @@ def test_where_one_text_fails_the_others_are_left(whole: bool) -> None:
 
 
 def test_what_is_written_again_is_told_from_where_it_was() -> None:
-    behind = {0: "hello wor"}
-    found = [_beyond(Piece(text, 1), behind, 0).text for text in ("hel", "lo ", "world", "!")]
-    assert found == ["", "", "ld", "!"]
+    behind = {0: Piece("hello wor", 3)}
+    again = [_beyond(Piece(text, 1, (Token(text, -1.0, ()),)), behind, 0) for text in ("hel", "lo ", "world", "!")]
+    assert [piece.text for piece in again] == ["", "", "ld", "!"]
+    assert [piece.tokens for piece in again] == [0, 0, 0, 1]
+    assert [len(piece.logprobs) for piece in again] == [0, 0, 0, 1]
+    assert _beyond(Piece("a", 1), {0: Piece("b", 1)}, 1) == Piece("a", 1)
     with pytest.raises(Refusal, match="came out otherwise"):
-        _beyond(Piece("help", 1), {0: "hello"}, 0)
+        _beyond(Piece("help", 1), {0: Piece("hello", 2)}, 0)

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from graft import runs
 from graft.errors import SpecError
 from graft.serving.host import _warn_of_clear_text
 from graft.serving.tls import Certificate, read_certificate
@@ -125,7 +126,8 @@ def test_a_server_speaks_tls_and_nothing_else(
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["serve", run_ids["vectors"], "--port", str(port), "--tls-cert", str(file), "--tls-key", str(key)]
+    served = [run_ids[name] for name in ("vectors", "lora", "other")]
+    words = ["serve", *served, "serve.max_runs=1", "--port", str(port), "--tls-cert", str(file), "--tls-key", str(key)]
     popen = subprocess.Popen(
         [sys.executable, "-m", "graft.cli", *words],
         cwd=storage,
@@ -140,8 +142,10 @@ def test_a_server_speaks_tls_and_nothing_else(
         while printed[-1] and not printed[-1].startswith("try "):
             printed.append(popen.stdout.readline())
         assert printed[0] == f"serving    https://127.0.0.1:{port}\n"
-        check_answers(f"127.0.0.1:{port}", file, printed[-1].removeprefix("try").strip())
+        command = printed[-1].removeprefix("try").strip()
+        check_answers(f"127.0.0.1:{port}", file, command)
         check_log(popen.pid)
+        check_adapters(f"127.0.0.1:{port}", file, command, popen.pid, storage, served[1:])
     finally:
         popen.send_signal(signal.SIGINT)
         out, err = popen.communicate(timeout=180)
@@ -169,14 +173,35 @@ def check_answers(place: str, file: Path, command: str) -> None:
         httpx.get(f"http://{place}/healthz")
 
 
+def check_adapters(place: str, file: Path, command: str, pid: int, storage: Path, served: list[str]) -> None:
+    """Two adapters over one base of which a replica may keep one: each is loaded again when it is asked for again."""
+    (key,) = (word.rpartition(" ")[2] for word in shlex.split(command) if word.startswith("Authorization"))
+    speakers = {run_id: runs.load(run_id, storage).nodes[-1].speaker for run_id in served}  # type: ignore[attr-defined]
+    expected = {run_id: speaker.generate(["The cat"], 8)[0] for run_id, speaker in speakers.items()}
+    with httpx.Client(verify=ssl.create_default_context(cafile=str(file)), timeout=60) as client:
+        client.headers["Authorization"] = f"Bearer {key}"
+        for run_id in [*served, *served]:
+            body = {"model": run_id, "prompt": "The cat", "max_tokens": 8}
+            answer = client.post(f"https://{place}/v1/completions", json=body).json()
+            assert answer["choices"][0]["text"] == expected[run_id]
+    lines = logged(pid, "replica_graft_*")
+    for run_id in served:
+        assert sum(f"loaded {run_id}" in line for line in lines) >= 2
+
+
 def check_log(pid: int) -> None:
     """One line for every request, with its id, in a file of Ray's session."""
+    lines = logged(pid, "replica_graft_http_*")
+    (found,) = (line for line in lines if "session: GET /nowhere: 404 in" in line and "request mine-1" in line)
+    assert found.endswith("request mine-1")
+
+
+def logged(pid: int, files: str) -> list[str]:
+    """Lines of these files of Ray's session."""
     (session,) = {
         Path(word.partition("=")[2]).parents[1]
         for child in psutil.Process(pid).children(recursive=True)
         for word in child.cmdline()
         if word.startswith("--raylet_socket_name=")
     }
-    lines = [line for path in session.rglob("replica_graft_http_*") for line in path.read_text().splitlines()]
-    (found,) = (line for line in lines if "session: GET /nowhere: 404 in" in line and "request mine-1" in line)
-    assert found.endswith("request mine-1")
+    return [line for path in session.rglob(files) for line in path.read_text().splitlines()]

@@ -1,6 +1,7 @@
 """A layout as deployments of Ray Serve: one per model, and one that speaks HTTP and walks a row through them."""
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -150,18 +151,17 @@ class Ingress:
 
         Every text has a seed, so it is the same again; where it is not after all, the stream ends with an error.
         """
-        said: dict[int, str] = {}
+        said: dict[int, Piece] = {}
         for attempt in range(ATTEMPTS):
             behind = dict(said)
             try:
                 stream = self._handle(writing).options(stream=True).write.remote(writing)
                 try:
                     async for message in stream:
-                        items = [
-                            (number, _beyond(piece, behind, number)) for number, piece in _sound(message, writing).items
-                        ]
+                        found = _sound(message, writing).items
+                        items = [(number, _beyond(piece, behind, number)) for number, piece in found]
                         for number, piece in items:
-                            said[number] = said.get(number, "") + piece.text
+                            said[number] = said[number].followed(piece) if number in said else piece
                         yield items
                     return
                 finally:
@@ -182,16 +182,27 @@ class Ingress:
             await asyncio.sleep(0.1 * attempt)
 
 
-def _beyond(piece: Piece, behind: dict[int, str], number: int) -> Piece:
-    """What is new of a piece of a text that is written again."""
-    known = behind.get(number, "")
-    if not known:
+def _beyond(piece: Piece, behind: dict[int, Piece], number: int) -> Piece:
+    """What is new of a piece of a text that is written again.
+
+    Args:
+        piece: of the text as it is written now.
+        behind: what was told of each text and has not come again yet; less of it afterwards.
+        number: of the text.
+
+    Raises:
+        Refusal: it is another text.
+    """
+    known = behind.get(number)
+    if known is None:
         return piece
-    both = min(len(known), len(piece.text))
-    if known[:both] != piece.text[:both]:
+    both, counted = min(len(known.text), len(piece.text)), min(known.tokens, piece.tokens)
+    if known.text[:both] != piece.text[:both]:
         raise Refusal(503, "the text was lost with its process and came out otherwise; ask again", "unavailable")
-    behind[number] = known[both:]
-    return Piece(piece.text[both:], piece.tokens, piece.logprobs, piece.finish, piece.prompt_tokens)
+    behind[number] = Piece(known.text[both:], known.tokens - counted)
+    return dataclasses.replace(
+        piece, text=piece.text[both:], tokens=piece.tokens - counted, logprobs=piece.logprobs[counted:]
+    )
 
 
 def _sound(message: Pieces, writing: Writing) -> Pieces:

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
-from logging.handlers import MemoryHandler
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
@@ -17,7 +16,7 @@ from graft.serving.outgoing import Reply, answer
 from graft.serving.rates import Allowance, Clock
 from graft.serving.request_ids import HEADER, behind_proxy, request_id
 from graft.serving.schemas import Refusal
-from graft.serving.telemetry import UNKNOWN, Telemetry
+from graft.serving.telemetry import UNKNOWN, Telemetry, log_as_serve
 
 __all__ = ["Gate", "Limits", "answer"]
 
@@ -75,7 +74,7 @@ class Gate:
         self.allowances = {key.name: Allowance(key, clock) for key in keys.entries}
         self._echoes = not behind_proxy()
         if not self._echoes:
-            _log_as_serve()
+            log_as_serve(log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it here."""
@@ -186,16 +185,6 @@ def _reason(error: Exception, scope: Scope) -> Refusal:
     # Only its kind: the message may repeat what a user has sent.
     log.error("request %s: %s: %s", scope["state"]["request_id"], _path(scope), type(error).__name__)
     return Refusal(500, "something failed here; the server's log names it", "internal")
-
-
-def _log_as_serve() -> None:
-    """In a replica only Ray Serve's own log goes to a file; have a line for every request there, off the terminal."""
-    for handler in logging.getLogger("ray.serve").handlers:
-        if isinstance(handler, MemoryHandler):  # Serve's way to its file; its other handler is the terminal
-            log.addHandler(handler)
-    if log.handlers and logging.lastResort is not None:
-        log.setLevel(logging.INFO)
-        log.addHandler(logging.lastResort)  # warnings are still said where the server was started
 
 
 def _path(scope: Scope) -> str:

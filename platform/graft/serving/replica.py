@@ -21,7 +21,7 @@ from graft.node import Context, Node, Trains
 from graft.serving.batches import Batches
 from graft.serving.engine import Engine
 from graft.serving.passages import Passages
-from graft.serving.telemetry import Telemetry
+from graft.serving.telemetry import Telemetry, log_as_serve
 from graft.serving.wire import Examples, Pieces, Place, Reply, Residence, Segment, Work, Writing
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class ModelReplica:
         """
         self.name, self.models, self.hosting = name, sorted(models), hosting
         self.telemetry = Telemetry()
+        log_as_serve(log)
         self.places: dict[str, Place] = {}
         self.engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
         self.tasks: OrderedDict[tuple[str, int, str], tuple[list[Node], Examples]] = OrderedDict()

@@ -19,9 +19,11 @@ or a stranger would fill Prometheus with names.
 """
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging.handlers import MemoryHandler
 from time import perf_counter
 from typing import Any, Literal
 
@@ -107,6 +109,16 @@ class Telemetry:
         """Texts that a language model is generating, and that wait for their turn."""
         _tell("graft_running_texts", running, deployment=deployment)
         _tell("graft_waiting_texts", waiting, deployment=deployment)
+
+
+def log_as_serve(log: logging.Logger) -> None:
+    """In a replica only Ray Serve's own log goes to a file; have what this one tells there, off the terminal."""
+    for handler in logging.getLogger("ray.serve").handlers:
+        if isinstance(handler, MemoryHandler):  # Serve's way to its file; its other handler is the terminal
+            log.addHandler(handler)
+    if log.handlers and logging.lastResort is not None:
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.lastResort)  # warnings are still said where the server was started
 
 
 def _tell(name: str, value: float, **labels: str) -> None:

@@ -1,0 +1,120 @@
+"""Texts in OpenAI's two shapes, of completions and of chats: whole, or as events of what is new."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft.models.asked import Piece, Token
+
+Numbered = Sequence[tuple[int, Piece]]
+"""Pieces, each with the number of its text."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """In which of OpenAI's two shapes texts are told."""
+
+    chat: bool
+    model: str
+    fingerprint: str
+    request_id: str
+    created: int
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What every answer begins with, but for its kind."""
+        name = "chatcmpl" if self.chat else "cmpl"
+        return {
+            "id": f"{name}-{self.request_id}",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": f"fp_{self.fingerprint[:12]}",
+        }
+
+    def whole(self, pieces: Numbered, usage: dict[str, int]) -> dict[str, Any]:
+        """One answer with all texts."""
+        kind = "chat.completion" if self.chat else "text_completion"
+        choices = [self._choice(number, piece, 0) for number, piece in pieces]
+        return {**self.head, "object": kind, "choices": choices, "usage": usage}
+
+    def _choice(self, number: int, piece: Piece, offset: int) -> dict[str, Any]:
+        logprobs = self._logprobs(piece.logprobs, offset)
+        if not self.chat:
+            return {"index": number, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
+        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": piece.finish}
+
+    def event(self, pieces: Numbered, offsets: dict[int, int], begun: set[int]) -> dict[str, Any]:
+        """What is new of the texts.
+
+        Args:
+            pieces: what is new.
+            offsets: characters of each text that were told before; counted on here.
+            begun: texts that were told of before; those told of now are put in.
+        """
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        choices = []
+        for number, piece in pieces:
+            choice = self._choice(number, piece, offsets.get(number, 0))
+            offsets[number] = offsets.get(number, 0) + sum(len(token.text) for token in piece.logprobs)
+            if self.chat:
+                del choice["message"]
+                role = {} if number in begun else {"role": "assistant"}
+                choice["delta"] = {**role, **({"content": piece.text} if piece.text or role else {})}
+            begun.add(number)
+            choices.append(choice)
+        return {**self.head, "object": kind, "choices": choices}
+
+    def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+        if self.chat:
+            return {"content": [_chat_token(token) for token in tokens], "refusal": None}
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.text)
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(token.top) for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+def _chat_token(token: Token) -> dict[str, Any]:
+    def entry(text: str, logprob: float) -> dict[str, Any]:
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    return {**entry(token.text, token.logprob), "top_logprobs": [entry(*one) for one in token.top]}
+
+
+@dataclass
+class Counted:
+    """Tokens of a request's texts: a prompt is counted once, whatever is written after it."""
+
+    choices: int
+    prompt: int = 0
+    written: int = 0
+
+    def add(self, pieces: Numbered) -> None:
+        """Count what is new."""
+        for number, piece in pieces:
+            self.written += piece.tokens
+            self.prompt += 0 if number % self.choices else piece.prompt_tokens
+
+    @property
+    def total(self) -> int:
+        """Read and written."""
+        return self.prompt + self.written
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """As OpenAI calls it."""
+        return {"prompt_tokens": self.prompt, "completion_tokens": self.written, "total_tokens": self.total}
+
+
+def event_line(content: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
