@@ -103,7 +103,7 @@ def test_where_one_text_fails_the_others_are_left(whole: bool) -> None:
 
 def test_what_is_written_again_is_told_from_where_it_was() -> None:
     behind = {0: Piece("hello wor", 3)}
-    again = [_beyond(Piece(text, 1, (Token(text, -1.0, ()),)), behind, 0) for text in ("hel", "lo ", "world", "!")]
+    again = [_beyond(Piece(text, 1, (Token(text, -1.0, ()),)), behind, 0) for text in ("he", "llo ", "world", "!")]
     assert [piece.text for piece in again] == ["", "", "ld", "!"]
     assert [piece.tokens for piece in again] == [0, 0, 0, 1]
     assert [len(piece.logprobs) for piece in again] == [0, 0, 0, 1]
