@@ -509,6 +509,9 @@ def test_whatever_is_being_answered_when_a_process_dies_is_answered(server: Proc
     ("words", "expected"),
     [
         (["absent"], "absent: no finished run"),
+        (["serve.replicas=2"], "RUN is missing"),
+        (["RUN", "serve.replica=2"], "did you mean 'replicas'"),
+        (["RUN", "regime.examples=2"], "give serve.key=value"),
         (["RUN", "--api-keys", "nowhere.json"], "graft keys new"),
         (["RUN", "--host", "203.0.113.1"], "cannot listen here"),
         (["RUN", "--address", "127.0.0.1:1"], "no cluster answers"),

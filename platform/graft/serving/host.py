@@ -131,6 +131,8 @@ def _changes(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         SpecError: one is of another section, or no run is named beside them.
     """
+    if all("=" in word for word in words):
+        raise SpecError("RUN is missing: name a run to serve beside these words; graft ls lists them")
     words = [word for word in words if "=" in word]
     for word in words:
         if not word.startswith("serve."):
