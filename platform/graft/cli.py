@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graft.errors import GraftError, SpecError
+from graft.serving.key_commands import keys
 
 if TYPE_CHECKING:
     from graft.spec import Experiment
@@ -23,7 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-keys = typer.Typer(help="API keys of served runs.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to do; the README explains every field.")]
@@ -41,7 +41,6 @@ Address = Annotated[
 Concurrent = Annotated[
     int | None, typer.Option(min=1, help="Runs at the same time at most; left out, one per CPU of the cluster.")
 ]
-KeyFile = Annotated[Path, typer.Option(help="File that keeps the keys' hashes.")]
 StoreLimit = Annotated[str, typer.Option(help="Size above which the column store evicts what was used least recently.")]
 
 
@@ -253,46 +252,6 @@ def serve(
     if not served:
         typer.echo("stopped while it was starting", err=True)
         raise typer.Exit(130)
-
-
-@keys.command("new")
-def new_key(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")],
-    file: KeyFile = Path("keys.json"),
-    requests_per_minute: Annotated[int | None, typer.Option(help="Most requests; left out, no limit.")] = None,
-    tokens_per_minute: Annotated[
-        int | None, typer.Option(help="Most tokens, read and written; left out, no limit.")
-    ] = None,
-) -> None:
-    """Make an API key and show it once, on the last line; the file keeps its hash."""
-    from graft.serving.keys import add_key
-
-    key = add_key(file, name, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
-    typer.echo(f"added {name} to {file}; the key is shown only now:", err=True)
-    typer.echo(key)
-
-
-@keys.command("ls")
-def list_keys(file: KeyFile = Path("keys.json")) -> None:
-    """List the keys of a file: whose, since when, and their limits."""
-    from graft.serving import keys as stored
-
-    row = "{:<24} {:<25} {:>19} {:>17}".format
-    typer.echo(row("name", "created", "requests per minute", "tokens per minute"))
-    for key in stored.list_keys(file):
-        limits = [limit or "no limit" for limit in (key.requests_per_minute, key.tokens_per_minute)]
-        typer.echo(row(key.name, str(key.created), *limits))
-
-
-@keys.command("rm")
-def remove_key(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it was.")], file: KeyFile = Path("keys.json")
-) -> None:
-    """Remove a key from a file. A server that runs accepts it until it is started again."""
-    from graft.serving import keys as stored
-
-    stored.remove_key(file, name)
-    typer.echo(f"removed {name} from {file}; restart the servers that use it")
 
 
 @app.command("ls")

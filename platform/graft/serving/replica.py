@@ -22,7 +22,7 @@ from graft.serving.batches import Batches
 from graft.serving.engine import Engine
 from graft.serving.passages import Passages
 from graft.serving.telemetry import Telemetry, log_as_serve
-from graft.serving.wire import Examples, Pieces, Place, Reply, Residence, Segment, Work, Writing
+from graft.serving.wire import Examples, Pieces, Place, Reply, Segment, Work, Writing
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,6 @@ class ModelReplica:
         self.engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
         self.tasks: OrderedDict[tuple[str, int, str], tuple[list[Node], Examples]] = OrderedDict()
         self.held: dict[str, Any] = {}
-        self.present: OrderedDict[str, None] = OrderedDict()
         self._run = serve.multiplexed(max_num_models_per_replica=hosting.max_runs)(self._loader())
         self.batches = Batches(self._replies, hosting.max_batch_size, hosting.batch_wait_ms / 1000)
         self.begun = {place.run_id: self._load(place) for place in places[: hosting.max_runs]}
@@ -89,16 +88,6 @@ class ModelReplica:
     async def ready(self) -> bool:
         """It answers."""
         return True
-
-    async def residence(self) -> Residence:
-        """What it has in memory, and what it is doing."""
-        engines = list(self.engines.values())
-        return Residence(
-            tuple(self.present),
-            len(self.tasks),
-            sum(engine.running for engine in engines),
-            sum(engine.waiting for engine in engines),
-        )
 
     async def answer(self, work: Work) -> Reply:
         """The segment's columns for the rows, with whatever else is asked at that moment."""
@@ -145,10 +134,6 @@ class ModelReplica:
     async def _loaded(self, place: Place) -> Loaded:
         self.places[place.run_id] = place
         run: Loaded = await self._run(place.run_id)
-        self.present[place.run_id] = None
-        self.present.move_to_end(place.run_id)
-        while len(self.present) > self.hosting.max_runs:
-            self.present.popitem(last=False)
         return run
 
     def _load(self, place: Place) -> Loaded:

@@ -4,7 +4,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -38,30 +38,7 @@ from graft.serving.wire import Examples
 SVG = "image/svg+xml"
 
 
-class Models(texts.Models, Protocol):
-    """The deployments behind the routes."""
-
-    async def run(
-        self,
-        run: ServedRun,
-        rows: pa.Table,
-        *,
-        examples: Examples | None = None,
-        column: str | None = None,
-        segments: int | None = None,
-        request_id: str = "",
-    ) -> tuple[pa.Table, int]:
-        """What the run makes of the rows, and how many tokens their inputs have.
-
-        Raises:
-            Refusal: the rows cannot be answered, or not now.
-        """
-
-    async def not_ready(self) -> list[str]:
-        """Names of deployments that do not answer."""
-
-
-def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: Models) -> FastAPI:
+def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: texts.Models) -> FastAPI:
     """The application that answers for these runs."""
     app = FastAPI(title="graft", version=version("graft-compose"), redoc_url=None)
     app.add_middleware(Gate, keys=keys, limits=limits)
@@ -74,7 +51,7 @@ def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: Models)
     return app
 
 
-def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, ServedRun], models: Models) -> None:
+def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, ServedRun], models: texts.Models) -> None:
     """Routes that say what there is."""
 
     @app.get("/healthz")
@@ -108,7 +85,7 @@ def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, Se
         return Response(picture(graphs), media_type=SVG) if asked == "svg" else {"object": "list", "data": graphs}
 
 
-def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, models: Models) -> None:
+def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, models: texts.Models) -> None:
     """Routes that ask the models."""
 
     @app.post("/v1/classify")

@@ -23,14 +23,27 @@ from graft.serving.questions import question_table
 from graft.serving.schemas import Refusal
 from graft.serving.shapes import Counted, Numbered, Shape, event_line
 from graft.serving.text_schemas import ChatRequest, CompletionRequest, Message, TextRequest
-from graft.serving.wire import Manner
+from graft.serving.wire import Examples, Manner
 
 
 class Models(Protocol):
-    """What the texts are written by: see `graft.serving.application.Ingress`."""
+    """The deployments behind the routes: see `graft.serving.application.Ingress`."""
 
-    async def run(self, run: ServedRun, rows: pa.Table, *, request_id: str = "") -> tuple[pa.Table, int]:
-        """The answers to rows, and how many tokens their inputs have."""
+    async def run(
+        self,
+        run: ServedRun,
+        rows: pa.Table,
+        *,
+        examples: Examples | None = None,
+        column: str | None = None,
+        segments: int | None = None,
+        request_id: str = "",
+    ) -> tuple[pa.Table, int]:
+        """What the run makes of the rows, and how many tokens their inputs have.
+
+        Raises:
+            Refusal: the rows cannot be answered, or not now.
+        """
 
     def write(
         self,
@@ -42,6 +55,9 @@ class Models(Protocol):
         request_id: str = "",
     ) -> AsyncGenerator[Numbered]:
         """What is new of the texts, piece by piece."""
+
+    async def not_ready(self) -> list[str]:
+        """Names of deployments that do not answer."""
 
 
 async def complete(

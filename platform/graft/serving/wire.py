@@ -117,17 +117,3 @@ class Pieces:
     """Number of the text (its prompt's number times `choices`, and its own among these), and what is new of it."""
     refused: str = ""
     failed: bool = False
-
-
-@dataclass(frozen=True)
-class Residence:
-    """What a replica has in memory, and what it is doing."""
-
-    runs: tuple[str, ...]
-    """Runs whose parts are loaded, the least recently used first."""
-    tasks: int
-    """Few-shot tasks that are remembered."""
-    writing: int
-    """Texts being written now."""
-    waiting: int
-    """Texts that wait for that."""
