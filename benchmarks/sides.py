@@ -4,7 +4,6 @@ Printed, as JSON, is what the training took, and the loss of held-out rows after
 """
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from pyarrow import fs
 from torch import nn
 
+from graft.execution import peak_memory_bytes
 from graft.training.checkpoints import Checkpoints
 from graft.training.loop import Loop
 from material import LEARNING_RATES, METHODS, Ask, Material, prepare
@@ -119,7 +119,7 @@ class Stopwatch:
 
     def __exit__(self, *_error: object) -> None:
         self.wall, self.processor = time.perf_counter() - self.wall, time.process_time() - self.processor
-        self.peak = _peak_mib()
+        self.peak = peak_memory_bytes() / 2**20
 
     def found(self, material: Material, steps: int) -> dict[str, Any]:
         """As it is printed."""
@@ -130,11 +130,6 @@ class Stopwatch:
             "steps": steps,
             "peak_mib": self.peak,
         }
-
-
-def _peak_mib() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 SIDES: dict[str, Callable[[Ask], dict[str, Any]]] = {

@@ -24,12 +24,12 @@ OPTIONS = (
 )
 
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
+from graft.execution import peak_memory_bytes
 from graft.results.report import write_report
 begin = time.monotonic()
 write_report([sys.argv[1]])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(json.dumps({"seconds": time.monotonic() - begin, "peak_gib": peak}))
+print(json.dumps({"seconds": time.monotonic() - begin, "peak_gib": peak_memory_bytes() / 2**30}))
 """
 
 

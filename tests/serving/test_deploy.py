@@ -179,8 +179,6 @@ def test_an_update_to_a_new_run_fails_no_request(service: Service, run_ids: dict
     clients = [Client(service, "best", "some rain", stop), Client(service, beside, [1.0] * 13, stop)]
     for client in clients:
         client.start()
-    service.deploy([old, beside, new], {"best": old})
-    service.wait(old, beside, new, "best")
     service.deploy([old, beside, new], {"best": new})
     service.wait(old, beside, new, "best")
     assert service.classify("best", "some rain").json()["model"] == new

@@ -10,6 +10,7 @@ import matplotlib.image
 import pytest
 
 from graft import runs
+from graft.serving import routes
 from graft.serving.layout import lay_out
 from graft.serving.picture import COLOURS, picture
 
@@ -30,7 +31,7 @@ def node(kind: str, deployment: str, **models: str) -> dict[str, Any]:
 
 
 def run(model: str, *nodes: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"model": model, "inputs": ["text"], "kind": "text", "nodes": list(nodes), **more}
+    return {"model": model, "aliases": [], "inputs": ["text"], "kind": "text", "nodes": list(nodes), **more}
 
 
 SHARED = [
@@ -65,7 +66,7 @@ def test_every_node_and_deployment_appears_and_shared_ones_look_the_same() -> No
 
 def test_what_a_real_layout_gives_is_drawn(storage: Path, run_ids: dict[str, str]) -> None:
     layout = lay_out([runs.open_run(run_ids[name], storage) for name in ("centroid", "tart", "vectors", "words")])
-    listed = [{"model": r.run_id, "inputs": r.inputs, "kind": r.kind, "nodes": r.nodes} for r in layout.runs]
+    listed = routes.graphs(layout.runs)
     drawn = ElementTree.fromstring(picture(listed))
     assert len(boxes(drawn)) == sum(len(r.nodes) for r in layout.runs)
     said = "\n".join(words(drawn))

@@ -46,8 +46,7 @@ def picture(runs: Sequence[Mapping[str, Any]]) -> str:
     """Draw the graphs.
 
     Args:
-        runs: what `GET /v1/graph` lists: `{"model", "inputs", "kind", "nodes": [{"node", "class", "reads", "writes",
-            "deployment", "models"}]}`, and `aliases` where a run has any.
+        runs: as `graft.serving.routes.graphs` lists them.
     """
     deployments = list(dict.fromkeys(node["deployment"] for run in runs for node in run["nodes"]))
     numbers = {name: place for place, name in enumerate(deployments)}
@@ -88,7 +87,7 @@ class _Row:
         self.answer = ", ".join(name for name in run["nodes"][-1]["writes"] if name in ("prediction", "scores"))
         self.answer = self.answer or "prediction"
         self.boxes = [max(map(_width, labels)) + 44 for labels in self.labels]
-        called = "".join(f"  also {alias}" for alias in run.get("aliases", ()))
+        called = "".join(f"  also {alias}" for alias in run["aliases"])
         self.heading = f"{run['model']}{called}"
         # A box inside the margin, with an arrow before each node and one to the answer.
         inside = _width(self.inputs) + sum(self.boxes) + GAP * (len(self.boxes) + 1) + _width(self.answer)

@@ -76,13 +76,13 @@ def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, Se
         """One of them."""
         return _model(name, _find(known, name, request))
 
-    graphs = [{"model": run.run_id, "inputs": run.inputs, "kind": run.kind, "nodes": run.nodes} for run in runs]
+    listed = graphs(runs)
 
     @app.get("/v1/graph", response_model=None, responses={200: {"content": {SVG: {}}}})
     async def show_graphs(request: Request, format: Literal["json", "svg"] | None = None) -> dict[str, Any] | Response:
         """The nodes of every run and their deployments; a picture where `format` is svg, or a browser asks for one."""
         asked = format or ("svg" if SVG in request.headers.get("accept", "") else "json")
-        return Response(picture(graphs), media_type=SVG) if asked == "svg" else {"object": "list", "data": graphs}
+        return Response(picture(listed), media_type=SVG) if asked == "svg" else {"object": "list", "data": listed}
 
 
 def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, models: texts.Models) -> None:
@@ -99,7 +99,7 @@ def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, mo
         rows = _rows(asked.input, run)
         answers, tokens = await models.run(run, rows, examples=examples, request_id=_request_id(request))
         texts.spend(request, tokens)
-        return ClassifyResponse(model=asked.model, data=_answers(answers), usage=Usage.of(tokens))
+        return ClassifyResponse(model=run.run_id, data=_answers(answers), usage=Usage.of(tokens))
 
     @app.post("/v1/embeddings")
     async def embeddings(asked: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
@@ -116,7 +116,7 @@ def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, mo
         texts.spend(request, tokens)
         vectors = matrix(found["embedding"]).astype("<f4")
         data = [Embedding(index=at, embedding=_vector(one, asked)) for at, one in enumerate(vectors)]
-        return EmbeddingsResponse(model=asked.model, data=data, usage=Usage.of(tokens))
+        return EmbeddingsResponse(model=run.run_id, data=data, usage=Usage.of(tokens))
 
     # What these two answer is in OpenAI's own documentation.
     @app.post("/v1/completions", response_model=None)
@@ -128,6 +128,14 @@ def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, mo
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
         """The whole graph's answer to a row, as the answer to a message."""
         return await texts.chat(_find(known, asked.model, request), asked, models, limits, request)
+
+
+def graphs(runs: Sequence[ServedRun]) -> list[dict[str, Any]]:
+    """What `GET /v1/graph` lists, and `picture` draws."""
+    return [
+        {"model": run.run_id, "aliases": run.aliases, "inputs": run.inputs, "kind": run.kind, "nodes": run.nodes}
+        for run in runs
+    ]
 
 
 def _model(name: str, run: ServedRun) -> dict[str, Any]:

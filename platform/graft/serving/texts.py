@@ -201,7 +201,7 @@ def _manner(asked: TextRequest, tokens: int | None, field: str, logprobs: int | 
 
 def _shape(is_chat: bool, run: ServedRun, asked: TextRequest, request: Request) -> Shape:
     request_id = getattr(request.state, "request_id", None) or secrets.token_hex(16)
-    return Shape(is_chat, asked.model, run.fingerprint, request_id, int(time.time()))
+    return Shape(is_chat, run.run_id, run.fingerprint, request_id, int(time.time()))
 
 
 async def _told(
