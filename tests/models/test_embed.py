@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import graft.models
 from graft.errors import ModelError
+from graft.models.batching import batches
 from graft.models.pooling import PROMPT_EOL
 from graft.spec import ModelSource
 
@@ -225,3 +226,13 @@ def test_steps_that_are_not_supported(tiny_bert: Path, tmp_path: Path, steps: ob
     (folder / "modules.json").write_text(json.dumps(steps))
     with pytest.raises(ModelError, match=message):
         graft.models.load(str(folder))
+
+
+@pytest.mark.parametrize("padding", [None, 0, 7, 100])
+def test_a_batch_holds_no_more_padding_than_it_may(padding: int | None) -> None:
+    lengths = np.random.default_rng(0).integers(1, 40, 200)
+    found = batches(lengths, tokens=300, padding=padding)
+    assert sorted(np.concatenate(found)) == list(range(200))
+    waste = [int((lengths[batch].max() - lengths[batch]).sum()) for batch in found]
+    assert max(waste) <= (300 if padding is None else padding)
+    assert max(len(batch) * lengths[batch].max() for batch in found) <= 300

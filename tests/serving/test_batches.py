@@ -1,6 +1,7 @@
 """Requests that are answered together: what comes while the model is busy waits for it and not for a clock."""
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Sequence
 
@@ -16,9 +17,9 @@ class Model:
         self.asked: list[list[int]] = []
         self.may_go = threading.Event()
 
-    def answer(self, several: Sequence[int]) -> list[int]:
+    async def answer(self, several: Sequence[int]) -> list[int]:
         self.asked.append(list(several))
-        self.may_go.wait(30)
+        await asyncio.to_thread(self.may_go.wait, 30)
         if 13 in several:
             raise ValueError("unlucky")
         return [-one for one in several]
@@ -89,3 +90,41 @@ def test_those_who_were_answered_together_are_waited_for() -> None:
 
     asyncio.run(run())
     assert model.asked == [[1], [2, 3], [4, 5]]
+
+
+def test_several_batches_are_answered_at_once_and_no_more() -> None:
+    model = Model()
+
+    async def run() -> list[int]:
+        batches = Batches(model.answer, 2, at_once=2)
+        tasks = await held(batches, model, 1, 2, 3, 4, 5)
+        assert model.asked == [[1], [2, 3]]
+        model.may_go.set()
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(run()) == [-1, -2, -3, -4, -5]
+    assert model.asked == [[1], [2, 3], [4, 5]]
+
+
+def test_who_comes_as_a_batch_ends_is_answered() -> None:
+    model = Model()
+    model.may_go.set()
+
+    async def run() -> list[int]:
+        batches = Batches(model.answer, 1)
+        return [await batches.ask(one) for one in range(1, 100) if one != 13]
+
+    assert asyncio.run(run()) == [-one for one in range(1, 100) if one != 13]
+
+
+def test_answers_are_made_outside_of_who_asked() -> None:
+    asker = contextvars.ContextVar("asker", default="nobody")
+
+    async def answer(several: Sequence[int]) -> list[str]:
+        return [asker.get() for _ in several]
+
+    async def run() -> str:
+        asker.set("me")
+        return await Batches(answer, 1).ask(1)
+
+    assert asyncio.run(run()) == "nobody"

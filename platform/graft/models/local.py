@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graft.errors import ModelError
-from graft.models.batching import batches, padded
+from graft.models.batching import PADDING_PER_BATCH, batches, padded
 from graft.models.blocks import Reached, at_layer, blocks_of
 from graft.models.model import SCORING, WRITING, Candidates, Kind, Model
 from graft.models.pooling import Readout
@@ -186,7 +186,7 @@ class LocalModel(Model):
             lengths = [len(row) for row in rows]
             self._check_fits(lengths, "text", lambda: self._shorter_texts(texts, lengths))
             vectors = np.empty((len(rows), self.dimensions), np.float32)
-            for batch in batches(lengths):
+            for batch in batches(lengths, padding=PADDING_PER_BATCH):
                 ids, mask = padded([rows[index] for index in batch], self.network.device)
                 vectors[batch] = self.readout(self.states(ids, mask), mask).cpu().numpy()
                 self.usage.add(int(mask.sum()), len(batch))

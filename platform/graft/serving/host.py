@@ -17,11 +17,10 @@ from graft import runs
 from graft.cluster import Cluster, check_shared, connect, connecting
 from graft.errors import SpecError
 from graft.results.files import read_table
-from graft.serving.deployment import deployed, watch
+from graft.serving.deployment import deployed, prepare_environment, watch
 from graft.serving.gate import Limits
 from graft.serving.keys import Key, Keys, hash_key, new_key, read_keys
 from graft.serving.layout import Layout, ServedRun, lay_out
-from graft.serving.request_ids import ask_proxy
 from graft.serving.tls import Certificate, read_certificate
 from graft.specfile import override
 from graft.storage import local_root
@@ -112,7 +111,7 @@ def serve(
         if stop.is_set():
             return False
         note(connecting(address))
-        ask_proxy()
+        prepare_environment()
         with connect(address, "graft-serve") as cluster:
             _listen(stop)  # Ray has put its own handlers in place of these
             for root in {local_root(run.place.files) for run in layout.runs} - {None}:

@@ -89,8 +89,11 @@ class ModelReplica:
         """It answers."""
         return True
 
-    async def answer(self, work: Work) -> Reply:
-        """The segment's columns for the rows, with whatever else is asked at that moment."""
+    async def answer(self, works: Sequence[Work]) -> list[Reply]:
+        """The segments' columns for the rows, with whatever else is asked at that moment."""
+        return list(await asyncio.gather(*map(self._answer, works)))
+
+    async def _answer(self, work: Work) -> Reply:
         try:
             run = await self._loaded(work.place)
         except GraftError as error:
@@ -168,7 +171,10 @@ class ModelReplica:
         prompts: list[str] = run.answering.prompts(run.answering.given(rows))
         return prompts
 
-    def _replies(self, asked: Sequence[tuple[Loaded, Work]]) -> list[Reply]:
+    async def _replies(self, asked: Sequence[tuple[Loaded, Work]]) -> list[Reply]:
+        return await asyncio.to_thread(self._computed, asked)
+
+    def _computed(self, asked: Sequence[tuple[Loaded, Work]]) -> list[Reply]:
         alike: dict[Any, list[int]] = {}
         for place, (_, work) in enumerate(asked):
             alike.setdefault(work.alike, []).append(place)
@@ -193,6 +199,8 @@ class ModelReplica:
         nodes, examples = self._nodes(run, first)
         rows = pa.concat_tables([work.rows for work in works])
         self.telemetry.batch(self.name, first.place.run_id, rows.num_rows)
+        ids = ", ".join(work.request_id for work in works)
+        log.info("%s: %d rows of %s, requests %s", self.name, rows.num_rows, first.place.run_id, ids)
         for position, node in enumerate(nodes, first.segment.start):
             with self.telemetry.node(self.name, f"{position}-{type(node).__name__.lower()}", first.place.run_id):
                 rows = run_node(node, rows, store=None)
