@@ -1,7 +1,7 @@
 """The load of `serve.py`, in a process of its own: N clients that each ask again as soon as they are answered.
 
 `serve.py` starts it with what it asks, as JSON on standard input; what it found is printed, as JSON. The same for the
-model in this process, without a server: one request at a time.
+model in this process, without a server: N requests at a time.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -164,37 +164,34 @@ async def _ask(session: aiohttp.ClientSession, ask: Ask, place: int, body: Body)
 
 
 def in_process(ask: Ask, bodies: list[Body]) -> Point:
-    """Ask the run itself, one request at a time."""
+    """Ask the run itself, as many requests at a time as there are clients."""
     answer = _directly(ask.storage, bodies[0]["model"])
     window, found = Window(ask), list[Asked]()
-    for place in _cycle(ask.offset, len(bodies)):
-        if window.end is not None:
-            return window.point(found)
+    places = (place % len(bodies) for place in count(ask.offset))
+    while window.end is None:
+        together = list(islice(places, ask.clients))
         began = time.perf_counter()
-        text = answer(bodies[place])
-        found.append(Asked(place, began, time.perf_counter(), 200, text))
-        window.note(0)
-    raise AssertionError
+        texts = answer([bodies[place] for place in together])
+        ended = time.perf_counter()
+        for client, (place, text) in enumerate(zip(together, texts, strict=True)):
+            found.append(Asked(place, began, ended, 200, text))
+            window.note(client)
+    return window.point(found)
 
 
-def _cycle(start: int, length: int) -> Iterator[int]:
-    return (place % length for place in count(start))
-
-
-def _directly(storage: str, run_id: str) -> Callable[[Body], str]:
-    """The graph of a run as a function of a request's body."""
+def _directly(storage: str, run_id: str) -> Callable[[list[Body]], list[str]]:
+    """The graph of a run as a function of requests' bodies, of one text each."""
     import pyarrow as pa
 
     import graft
 
     graph = graft.load(run_id, storage)
 
-    def answer(body: Body) -> str:
-        texts = [body["prompt"]] if "prompt" in body else body["input"]
-        found = graph.run(pa.table({"text": texts}))["prediction"].to_pylist()
-        return "|".join((text or "").strip() for text in found)
+    def answer(several: list[Body]) -> list[str]:
+        texts = [body["prompt"] if "prompt" in body else body["input"][0] for body in several]
+        return [(text or "").strip() for text in graph.run(pa.table({"text": texts}))["prediction"].to_pylist()]
 
-    answer({"input": ["a first text"]})  # loads the weights
+    answer([{"input": ["a first text"]}])  # loads the weights
     return answer
 
 

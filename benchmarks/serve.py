@@ -4,11 +4,11 @@
                                [-- MORE WORDS FOR graft serve]
 
 The same weights and the same requests on one machine in one run. The plain server is FastAPI and transformers, one
-request at a time (`plain_server.py`, written well); in process the graph answers one request after the other. Before
-anything is timed the answers of all sides are compared, and those under load afterwards. Clients (`load.py`, a
-process of its own) ask again as soon as they are answered. The sides take turns, because a machine's pace drifts:
-medians over the turns with their range, ratios turn by turn. Everything shares the machine's cores: both servers, of
-which one is idle, and the clients.
+request at a time (`plain_server.py`, written well); in process the graph answers one request after the other, and 16 at
+once, which is about what these cores can give to any server. Before anything is timed the answers of all sides are
+compared, and those under load afterwards. Clients (`load.py`, a process of its own) ask again as soon as they are
+answered. The sides take turns, because a machine's pace drifts: medians over the turns with their range, ratios turn by
+turn. Everything shares the machine's cores: both servers, of which one is idle, and the clients.
 
 The default mode is Ray Serve's own proxy. The fast one is its HAProxy with the settings for throughput, which opens
 ports on all interfaces; which ones is printed.
@@ -174,10 +174,12 @@ def compared(workload: Workload, plan: Plan, sides: dict[str, Side]) -> dict[str
 def turn(workload: Workload, plan: Plan, sides: dict[str, Side], known: dict[str, int], number: int) -> Turn:
     """Each side at each number of clients; who begins alternates."""
     often = {"seconds": plan.seconds, "warm_seconds": plan.warm_seconds}
-    direct = ask(workload, plan, None, offset=0, **often)
-    # What is written in process is not counted there.
-    direct.units_per_second = direct.requests_per_second * statistics.mean(known.values())
-    found: Turn = {(DIRECT, 1): direct}
+    found: Turn = {}
+    for clients in sorted({1, WANTED_CLIENTS}.intersection(plan.clients)):
+        direct = ask(workload, plan, None, clients=clients, offset=0, **often)
+        # What is written in process is not counted there.
+        direct.units_per_second = direct.requests_per_second * statistics.mean(known.values())
+        found[DIRECT, clients] = direct
     order = list(sides.items())[:: -1 if number % 2 else 1]
     for place, clients in enumerate(plan.clients):
         # Neither side meets a text in a turn that it met shortly before.
