@@ -1,4 +1,4 @@
-"""A server under load for a quarter of an hour, one of whose models is killed every two minutes.
+"""A server under load for a quarter of an hour, one of whose processes is killed every two minutes.
 
     python benchmarks/soak.py [--minutes 15] [--kill-seconds 120] [--load 0.8] [--workloads probe shots completions]
                               [--out FOLDER] [--quick] [-- MORE WORDS FOR graft serve]
@@ -6,9 +6,9 @@
 `graft serve` on several runs. How much it takes is tried first (16 clients that ask again as soon as they are
 answered); then requests arrive at random (a Poisson process) at 80 % of that rate, whether earlier ones are answered
 or not. Each has an id and a question whose answer was computed beforehand without a server; it has a connection of its
-own, which is read to its end, so that a second answer would be seen. A random replica of a model is killed (SIGKILL)
-now and then, never the proxy, the controller or the HTTP deployment. Memory (resident) of all the server's processes
-is read every ten seconds. Ctrl-C prints what there is by then.
+own, which is read to its end, so that a second answer would be seen. Replicas are killed (SIGKILL), those of each
+model and the one that speaks HTTP in turn, never the proxy or the controller. Memory (resident) of all the server's
+processes is read every ten seconds. Ctrl-C prints what there is by then.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -36,7 +37,7 @@ from soak_page import Kill, Outcome, Sample, Soak, save
 
 REPLICA = "ServeReplica:graft:"
 FRONT = "http"
-"""The deployment that speaks HTTP; it is not killed."""
+"""The deployment that speaks HTTP."""
 SAMPLE_SECONDS = 10.0
 LAST_SECONDS = 130.0
 """For what is on its way at the end; a request gives up before."""
@@ -108,18 +109,23 @@ class Driver:
         self.soak.unfinished = len(waiting)
 
     async def kills(self, every_seconds: float) -> None:
-        """A random replica of a model, again and again."""
+        """A replica, again and again; each deployment in turn."""
         while True:
             await asyncio.sleep(every_seconds)
-            found = [one for one in self.side.family() if REPLICA in title(one) and deployment(title(one)) != FRONT]
+            met = Counter(kill.deployment for kill in self.soak.kills)
+            found = [(met[deployment(title(one))], self.random.random(), one) for one in self.replicas()]
             if not found:
                 continue
-            victim = self.random.choice(sorted(found, key=lambda one: one.pid))
+            victim = min(found)[2]
             name = deployment(title(victim))
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
                 self.soak.kills.append(Kill(time.monotonic() - self.soak.began, name, victim.pid))
                 print(f"{self.soak.kills[-1].at:7.1f} s  killed {name}", file=sys.stderr, flush=True)
+
+    def replicas(self) -> list[psutil.Process]:
+        """All of them."""
+        return [one for one in self.side.family() if REPLICA in title(one)]
 
     async def samples(self, every_seconds: float) -> None:
         """Memory of all processes, again and again."""
@@ -131,7 +137,7 @@ class Driver:
         """Deployment to the workloads that need it, as the server says."""
         reply = await exchange(self.host, self.port, "/v1/graph", self.side.headers, b"")
         names = {question.run_id: question.workload for question in self.asked}
-        found: dict[str, set[str]] = {}
+        found: dict[str, set[str]] = {FRONT: set(names.values())}
         for graph in json.loads(reply.content)["data"]:
             for node in graph["nodes"]:
                 found.setdefault(node["deployment"], set()).add(names[graph["model"]])

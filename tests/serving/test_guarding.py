@@ -13,8 +13,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from graft.serving.gate import Gate, Limits
+from graft.serving.in_proxy import ATTEMPTS, KEPT_BYTES, Again, FitIds
 from graft.serving.keys import Key, Keys, hash_key
-from graft.serving.request_ids import FitIds
 from graft.serving.schemas import Refusal
 
 KEYS = Keys(
@@ -206,6 +206,57 @@ def test_what_the_proxy_hands_on_has_one_fit_id(given: str | None, kept: bool) -
     assert len(seen) == 1
     assert (seen[0] == b"mine") is kept
     assert b" " not in seen[0]
+
+
+class Dying:
+    """Reads a request whole and then dies, so many times; afterwards it repeats what it has read."""
+
+    def __init__(self, deaths: int, after: Message | None = None) -> None:
+        self.deaths, self.after, self.asked = deaths, after, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked += 1
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if self.asked <= self.deaths:
+            if self.after:
+                await send(self.after)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+
+TWO = [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.request", "body": b"cd"}]
+
+
+@pytest.mark.parametrize("deaths", range(ATTEMPTS))
+def test_a_request_that_died_with_its_process_is_passed_on_again(deaths: int) -> None:
+    app, client = Dying(deaths), Client(*TWO)
+    asyncio.run(Again(app)(client.scope, client.receive, client.send))
+    assert (app.asked, client.got[0]["status"], client.got[1]["body"]) == (deaths + 1, 200, b"abcd")
+
+
+def test_where_nothing_answers_it_is_said_so() -> None:
+    app, client = Dying(99), Client(x_request_id="mine")
+    asyncio.run(Again(app)(client.scope, client.receive, client.send))
+    headers = dict(client.got[0]["headers"])
+    assert (app.asked, client.got[0]["status"]) == (ATTEMPTS, 503)
+    assert (headers[b"retry-after"], headers[b"x-request-id"]) == (b"5", b"mine")
+    assert json.loads(client.got[1]["body"])["error"]["code"] == "unavailable"
+
+
+def test_what_cannot_be_passed_on_again_is_not() -> None:
+    app, client = Dying(99), Client({**ONE, "body": b"x" * (KEPT_BYTES + 1)})
+    asyncio.run(Again(app)(client.scope, client.receive, client.send))
+    assert (app.asked, client.got[0]["status"]) == (1, 503)
+    app, client = Dying(99, {"type": "http.response.start", "status": 200, "headers": []}), Client()
+    asyncio.run(Again(app)(client.scope, client.receive, client.send))
+    assert (app.asked, len(client.got)) == (1, 1)
+    app, client = Dying(99), Client({"type": "http.disconnect"})
+    asyncio.run(Again(app)(client.scope, client.receive, client.send))
+    assert (app.asked, client.got) == (1, [])
 
 
 def test_one_line_a_request_and_nothing_of_its_body(caplog: pytest.LogCaptureFixture) -> None:

@@ -482,7 +482,10 @@ def test_what_is_written_when_its_process_dies_is_written_to_its_end(server: Pro
     assert "".join(told) == expected
 
 
-def test_whatever_is_being_answered_when_a_process_dies_is_answered(server: Process, run_ids: dict[str, str]) -> None:
+@pytest.mark.parametrize("name", ["embed", "http"])
+def test_whatever_is_being_answered_when_a_process_dies_is_answered(
+    server: Process, run_ids: dict[str, str], name: str
+) -> None:
     stop = threading.Event()
     statuses: list[int] = []
 
@@ -494,7 +497,7 @@ def test_whatever_is_being_answered_when_a_process_dies_is_answered(server: Proc
         asking = [clients.submit(ask) for _ in range(6)]
         time.sleep(1)
         before = len(statuses)
-        server.replica("embed").kill()
+        server.replica(name).kill()
         deadline = time.monotonic() + 100
         while len(statuses) < before + 40 and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -15,9 +15,9 @@ from typing import Any
 from graft.cluster import Cluster
 from graft.errors import ServeError
 from graft.serving.gate import Limits
+from graft.serving.in_proxy import ask_proxy
 from graft.serving.keys import Keys
 from graft.serving.layout import Deployment, Layout
-from graft.serving.request_ids import ask_proxy
 from graft.serving.tls import Certificate, unverified
 
 log = logging.getLogger(__name__)
