@@ -54,6 +54,10 @@ class ServedRuns(Section):
     """Longest body; a longer one is refused with 413."""
     output_tokens: int = Field(Limits.output_tokens, ge=1)
     """Most tokens that a request may ask to be written, for each of its choices."""
+    choices: int = Field(Limits.choices, ge=1)
+    """Most answers to one prompt."""
+    log_prompts: bool = Limits.log_prompts
+    """Write what users send into the server's log; else nothing of it is."""
 
     @model_validator(mode="after")
     def _names_are_clear(self) -> Self:
@@ -74,6 +78,8 @@ class ServedRuns(Section):
             waiting_requests=self.waiting_requests,
             seconds=self.timeout_seconds,
             output_tokens=self.output_tokens,
+            choices=self.choices,
+            log_prompts=self.log_prompts,
         )
 
 

@@ -19,7 +19,7 @@ CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Where Ray Serve's proxy, in whatever process that is, looks for middlewares of ours."""
 ATTEMPTS = 3
 KEPT_BYTES = 8 * 2**20
-"""Of a body; the gate lets in none that is longer."""
+"""Of a body; a request with a longer one is not passed on again."""
 
 
 def ask_proxy() -> None:
