@@ -117,6 +117,21 @@ def test_who_comes_as_a_batch_ends_is_answered() -> None:
     assert asyncio.run(run()) == [-one for one in range(1, 100) if one != 13]
 
 
+def test_a_batch_that_is_cancelled_leaves_nobody_waiting() -> None:
+    async def answer(several: Sequence[int]) -> list[int]:
+        if 13 in several:
+            raise asyncio.CancelledError
+        return list(several)
+
+    async def run() -> list[int | BaseException]:
+        batches = Batches(answer, 1)
+        return await asyncio.wait_for(asyncio.gather(*map(batches.ask, (13, 2)), return_exceptions=True), 10)
+
+    first, second = asyncio.run(run())
+    assert isinstance(first, asyncio.CancelledError)
+    assert second == 2
+
+
 def test_answers_are_made_outside_of_who_asked() -> None:
     asker = contextvars.ContextVar("asker", default="nobody")
 

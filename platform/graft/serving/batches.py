@@ -67,6 +67,13 @@ class Batches(Generic[Asked, Answer]):
         self._last = len(batch)
         try:
             answers = await self.answer([asked for asked, _ in batch])
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return  # it was the answer that was cancelled: who waits for another one still gets it
         except Exception as error:  # it goes to whoever asked
             for _, future in batch:
                 if not future.done():
