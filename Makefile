@@ -28,7 +28,7 @@ submit: setup ## run SPEC=jobs/specs/... as a job on a cluster [STORAGE=URI] [AD
 	$(BIN)/python jobs/submit.py $(SPEC) $(if $(STORAGE),--storage $(STORAGE)) $(if $(ADDRESS),--address $(ADDRESS))
 
 # One session for all of them: a cluster and a server are started once for what they share.
-test: setup ## run the tests that every change must pass: a quarter of an hour on two cores
+test: setup ## run the tests that every change must pass: half an hour on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not gpu and not long'
 
 test-quick: setup ## of these, those that take seconds each
