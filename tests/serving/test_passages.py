@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from graft.errors import ModelError
 from graft.models.asked import Asked, Piece, Token
-from graft.serving.application import _beyond
+from graft.serving.asking import _beyond
 from graft.serving.passages import Passages
 from graft.serving.schemas import Refusal
 from graft.serving.wire import Manner, Place, Segment, Writing

@@ -5,7 +5,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from graft.hosted import Hosting
-from graft.serving.application import Way
+from graft.serving.asking import Way
 from graft.serving.layout import Deployment
 from graft.serving.wire import Place
 

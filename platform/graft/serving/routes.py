@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from graft.arrays import matrix
 from graft.errors import DataError, suggest
 from graft.serving import texts
+from graft.serving.asking import Models
 from graft.serving.gate import Gate, Limits, answer
 from graft.serving.keys import Keys
 from graft.serving.layout import ServedRun
@@ -38,7 +39,7 @@ from graft.serving.wire import Examples
 SVG = "image/svg+xml"
 
 
-def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: texts.Models) -> FastAPI:
+def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: Models) -> FastAPI:
     """The application that answers for these runs."""
     app = FastAPI(title="graft", version=version("graft-compose"), redoc_url=None)
     app.add_middleware(Gate, keys=keys, limits=limits)
@@ -51,7 +52,7 @@ def build(runs: Sequence[ServedRun], keys: Keys, limits: Limits, models: texts.M
     return app
 
 
-def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, ServedRun], models: texts.Models) -> None:
+def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, ServedRun], models: Models) -> None:
     """Routes that say what there is."""
 
     @app.get("/healthz")
@@ -85,7 +86,7 @@ def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, Se
         return Response(picture(listed), media_type=SVG) if asked == "svg" else {"object": "list", "data": listed}
 
 
-def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, models: texts.Models) -> None:
+def _add_asking(app: FastAPI, known: Mapping[str, ServedRun], limits: Limits, models: Models) -> None:
     """Routes that ask the models."""
 
     @app.post("/v1/classify")

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 from starlette.requests import Request
@@ -17,47 +17,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from graft.errors import DataError
 from graft.models.asked import Piece
+from graft.serving.asking import Models
 from graft.serving.gate import Limits
 from graft.serving.layout import ServedRun
 from graft.serving.questions import question_table
 from graft.serving.schemas import Refusal
 from graft.serving.shapes import Counted, Numbered, Shape, event_line
 from graft.serving.text_schemas import ChatRequest, CompletionRequest, Message, TextRequest
-from graft.serving.wire import Examples, Manner
-
-
-class Models(Protocol):
-    """The deployments behind the routes: see `graft.serving.application.Ingress`."""
-
-    async def run(
-        self,
-        run: ServedRun,
-        rows: pa.Table,
-        *,
-        examples: Examples | None = None,
-        column: str | None = None,
-        segments: int | None = None,
-        request_id: str = "",
-    ) -> tuple[pa.Table, int]:
-        """What the run makes of the rows, and how many tokens their inputs have.
-
-        Raises:
-            Refusal: the rows cannot be answered, or not now.
-        """
-
-    def write(
-        self,
-        run: ServedRun,
-        manner: Manner,
-        *,
-        prompts: Sequence[str] = (),
-        rows: pa.Table | None = None,
-        request_id: str = "",
-    ) -> AsyncGenerator[Numbered]:
-        """What is new of the texts, piece by piece."""
-
-    async def not_ready(self) -> list[str]:
-        """Names of deployments that do not answer."""
+from graft.serving.wire import Manner
 
 
 async def complete(
