@@ -46,11 +46,18 @@ def node(parser: str | None = None) -> Any:
     )
 
 
-def told(engine: Spoken, manner: Manner, *, rows: pa.Table | None = None, parser: str | None = None) -> list[Any]:
+def told(
+    engine: Spoken, manner: Manner, *, rows: pa.Table | None = None, parser: str | None = None, slow: bool = False
+) -> list[Any]:
     async def run() -> list[Any]:
         writing = Writing(PLACE, Segment("d", 0, 1, ()), manner, tuple(engine.texts), rows)
         passages = Passages(node(parser), writing, list(engine.texts))
-        return [found async for found in passages.pieces(engine)]  # type: ignore[arg-type]
+        messages = []
+        async for found in passages.pieces(engine):  # type: ignore[arg-type]
+            messages.append(found)
+            for _ in range(20 if slow else 0):
+                await asyncio.sleep(0)
+        return messages
 
     return asyncio.run(run())
 
@@ -82,6 +89,18 @@ def test_a_stream_has_no_white_space_around_it_and_all_of_that_between() -> None
     messages = told(Spoken({"p": ["  ", " a ", "", " b", "\n ", " "]}), Manner(whole=False), rows=ROW)
     assert joined(messages, 0) == "a  b"
     assert sum(piece.tokens for message in messages for _, piece in message) == 6
+
+
+def test_what_has_piled_up_of_a_text_is_one_piece() -> None:
+    # Clients read the first choice of an event.
+    engine = Spoken({"p": list("abcdefgh"), "q": list("ijklmnop")})
+    messages = told(engine, Manner(whole=False), slow=True)
+    assert len(messages) < 8
+    for message in messages:
+        assert len({number for number, _ in message}) == len(message)
+    assert [joined(messages, number) for number in range(2)] == ["abcdefgh", "ijklmnop"]
+    assert {number for message in messages for number, piece in message if piece.finish} == {0, 1}
+    assert sum(piece.tokens for message in messages for _, piece in message) == 16
 
 
 def test_what_a_parser_reads_is_told_when_it_is_whole() -> None:

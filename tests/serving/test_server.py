@@ -477,7 +477,8 @@ def test_what_is_written_when_its_process_dies_is_written_to_its_end(server: Pro
     for event in server.client.completions.create(**question, stream=True):
         if len(told) == 2:
             server.replica("explain").kill()
-        told.append(event.choices[0].text)
+        (choice,) = event.choices
+        told.append(choice.text)
     assert "".join(told) == expected
 
 

@@ -23,6 +23,9 @@ READY_SECONDS = 2.0
 ATTEMPTS = 3
 """Answering changes nothing, so what a dying replica has not answered is asked again."""
 
+SILENCE = Piece("", 0)
+"""Nothing is new of a text that is written again."""
+
 GONE = (
     exceptions.RayActorError,
     serve.exceptions.DeploymentUnavailableError,
@@ -190,9 +193,11 @@ class Models:
                     async for message in stream:
                         found = _sound(message, writing).items
                         items = [(number, _beyond(piece, behind, number)) for number, piece in found]
+                        items = [(number, piece) for number, piece in items if piece != SILENCE]
                         for number, piece in items:
                             said[number] = said[number].followed(piece) if number in said else piece
-                        yield items
+                        if items:
+                            yield items
                     return
                 finally:
                     stream.cancel()

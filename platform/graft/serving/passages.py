@@ -91,7 +91,7 @@ async def _stripped(pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
 
 
 async def _merged(texts: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[Numbered]:
-    """Pieces of several texts as they come; those that have piled up come together."""
+    """Pieces of several texts as they come; those that have piled up come together, those of one text as one."""
     queue: asyncio.Queue[tuple[int, Piece] | BaseException | None] = asyncio.Queue()
 
     async def listen(number: int, pieces: AsyncGenerator[Piece]) -> None:
@@ -107,7 +107,7 @@ async def _merged(texts: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[Numb
     left = len(tasks)
     try:
         while left:
-            found: Numbered = []
+            found: dict[int, Piece] = {}
             items = [await queue.get()]
             while not queue.empty():
                 items.append(queue.get_nowait())
@@ -116,10 +116,12 @@ async def _merged(texts: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[Numb
                     raise item
                 if item is None:
                     left -= 1
-                else:
-                    found.append(item)
+                    continue
+                number, piece = item
+                found[number] = found[number].followed(piece) if number in found else piece
             if found:
-                yield found
+                # No text twice: an event is told of each with one choice, and clients read the first.
+                yield list(found.items())
     finally:
         for task in tasks:
             task.cancel()
