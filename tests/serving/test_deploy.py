@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from graft.serving.keys import add_key
+from graft.serving.keys import add_key, remove_key
 from graft.serving.telemetry import METRICS
 
 SECONDS = 180
@@ -203,6 +203,18 @@ def test_an_update_to_a_new_run_fails_no_request(service: Service, run_ids: dict
     assert service.classify("best", "some rain").json()["model"] == new, "what was served is served on"
     service.deploy([beside, new], {"best": new})
     service.wait(beside, new, "best")
+
+    file = Path(service.config["applications"][0]["args"]["api_keys"])
+    service.headers = {"Authorization": f"Bearer {add_key(file, 'second')}"}
+    time.sleep(1.1)
+    assert service.classify("best", "some rain").status_code == 200
+    remove_key(file, "test")
+    gone = service.headers["Authorization"]
+    service.headers = {"Authorization": f"Bearer {add_key(file, 'third')}"}
+    remove_key(file, "second")
+    time.sleep(1.1)
+    assert httpx.get(f"{service.url}/v1/models", headers={"Authorization": gone}).status_code == 401
+    assert service.classify("best", "some rain").status_code == 200
 
     end_and_answer(service)
 

@@ -9,7 +9,7 @@ import pytest
 
 from graft.cli import carry_out
 from graft.errors import SpecError
-from graft.serving.keys import Key, Keys, add_key, hash_key, list_keys, new_key, read_keys, remove_key
+from graft.serving.keys import CurrentKeys, Key, Keys, add_key, hash_key, list_keys, new_key, read_keys, remove_key
 
 
 def with_key(**values: Any) -> str:
@@ -176,6 +176,45 @@ def test_a_removed_key_is_not_found_any_more(tmp_path: Path) -> None:
         remove_key(file, "ben")
     with pytest.raises(SpecError, match="no such file"):
         list_keys(tmp_path / "nowhere.json")
+
+
+def test_a_server_finds_what_its_file_holds_now(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, now = tmp_path / "keys.json", [0.0]
+    first = add_key(file, "anna")
+    current = CurrentKeys(read_keys(file), lambda: now[0])
+    second = add_key(file, "ben")
+
+    def names() -> list[str]:
+        return [found.name for found in map(current.find, (first, second)) if found]
+
+    assert names() == ["anna", "ben"], "the file is read when the server is asked for the first time"
+    remove_key(file, "anna")
+    now[0] = 0.9
+    assert names() == ["anna", "ben"]
+    now[0] = 1.0
+    assert names() == ["ben"]
+    good = file.read_text()
+    file.write_text("{")
+    now[0] = 2.0
+    assert names() == ["ben"]
+    assert "the keys stay as they were" in caplog.text
+    caplog.clear()
+    now[0] = 3.0
+    assert names() == ["ben"]
+    assert not caplog.text, "it is said once"
+    file.unlink()
+    now[0] = 4.0
+    assert names() == ["ben"]
+    file.write_text(good)
+    remove_key(file, "ben")
+    now[0] = 5.0
+    assert names() == [], "without any key nobody comes in"
+
+
+def test_keys_of_no_file_stay() -> None:
+    current = CurrentKeys(Keys((Key("session", hash_key("secret")),)))
+    assert current.find("secret") is not None
+    assert current.find("other") is None
 
 
 def test_the_commands_show_names_and_limits_and_never_a_hash(

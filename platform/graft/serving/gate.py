@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from graft.serving.incoming import Body, Gone, attend
-from graft.serving.keys import Keys
+from graft.serving.keys import CurrentKeys, Key, Keys
 from graft.serving.outgoing import Reply, answer
 from graft.serving.rates import Allowance, Clock
 from graft.serving.request_ids import HEADER, behind_proxy, request_id
@@ -67,11 +67,12 @@ class Gate:
 
     def __init__(self, app: ASGIApp, keys: Keys, limits: Limits, clock: Clock = time.monotonic_ns) -> None:
         self.app = app
-        self.keys = keys
+        self.keys = CurrentKeys(keys)
         self.limits = limits
         self.waiting = 0
         self.telemetry = Telemetry()
-        self.allowances = {key.name: Allowance(key, clock) for key in keys.entries}
+        self.clock = clock
+        self.allowances: dict[str, tuple[Key, Allowance]] = {}
         self._echoes = not behind_proxy()
         if not self._echoes:
             log_as_serve(log)
@@ -166,7 +167,7 @@ class Gate:
         if key is None:
             what = "the key is not one of this server's" if given else "send Authorization: Bearer KEY"
             raise Refusal(401, what, "invalid_api_key", "Authorization", {"WWW-Authenticate": "Bearer"})
-        allowance = self.allowances[key.name]
+        allowance = self._allowance(key)
         scope["state"].update(key=key.name, spent=allowance.spend)
         reply.late = allowance.headers
         allowance.check()
@@ -174,6 +175,12 @@ class Gate:
             message = f"{self.waiting} requests are waiting already; try again in a second"
             raise Refusal(429, message, "too_many_requests", headers={"Retry-After": "1"})
         allowance.take_request()
+
+    def _allowance(self, key: Key) -> Allowance:
+        """What is left of its limits; all of them, where these have changed in the file."""
+        if self.allowances.get(key.name, (None,))[0] != key:
+            self.allowances[key.name] = key, Allowance(key, self.clock)
+        return self.allowances[key.name][1]
 
 
 def _reason(error: Exception, scope: Scope) -> Refusal:

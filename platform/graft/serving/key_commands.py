@@ -41,6 +41,6 @@ def list_keys(file: KeyFile = Path("keys.json")) -> None:
 def remove_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it was.")], file: KeyFile = Path("keys.json")
 ) -> None:
-    """Remove a key from a file. A server that runs accepts it until it is started again."""
+    """Remove a key from a file. A server on this machine that uses the file refuses it a second later."""
     stored.remove_key(file, name)
-    typer.echo(f"removed {name} from {file}; restart the servers that use it")
+    typer.echo(f"removed {name} from {file}")

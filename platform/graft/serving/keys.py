@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 HASH = re.compile(r"[0-9a-f]{64}")
 MAX_LIMIT = 10**9
+LOOK_SECONDS = 1.0
+"""How often a server looks at the file of its keys."""
 
 
 def new_key() -> str:
@@ -65,6 +68,8 @@ class Keys:
     """The keys that a server accepts."""
 
     entries: tuple[Key, ...]
+    file: Path | None = None
+    """That they were read from."""
 
     def find(self, key: str) -> Key | None:
         """Which of these it is; takes as long whichever it is, or none."""
@@ -73,6 +78,48 @@ class Keys:
             if hmac.compare_digest(given, entry.sha256):
                 found = entry
         return found
+
+
+class CurrentKeys:
+    """A server's keys as their file has them now: what is removed there is refused from the next second on.
+
+    Where the file cannot be read, because it is damaged or on another node, the keys last read stay.
+
+    Args:
+        keys: read when the server was set up.
+        clock: seconds since any moment.
+    """
+
+    def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keys, self._clock = keys, clock
+        self._looked: float | None = None
+        self._seen: tuple[int, ...] | None = None
+
+    def find(self, key: str) -> Key | None:
+        """Which of these it is."""
+        if self._looked is None or self._clock() - self._looked >= LOOK_SECONDS:
+            self._looked = self._clock()
+            self._look()
+        return self._keys.find(key)
+
+    def _look(self) -> None:
+        file = self._keys.file
+        try:
+            found = file.stat() if file is not None else None
+        except OSError:
+            found = None
+        seen = None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
+        if file is None or seen is None or seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            entries = _entries(file)
+        except SpecError as error:
+            log.error("the keys stay as they were: %s", error)
+            return
+        if entries != self._keys.entries:
+            log.info("%s has changed: %d keys now", file, len(entries))
+            self._keys = Keys(entries, file)
 
 
 def add_key(
@@ -98,7 +145,7 @@ def add_key(
 
 
 def remove_key(file: Path, name: str) -> None:
-    """Forget a key; a server that runs accepts it until it is started again.
+    """Forget a key; servers that use the file refuse it a second later.
 
     Raises:
         SpecError: there is none of that name, or the file cannot be read or written.
@@ -133,7 +180,7 @@ def read_keys(file: Path) -> Keys:
     entries = _entries(file)
     if not entries:
         raise SpecError(f"--api-keys {file}: holds no key; add one with graft keys new NAME --file {file}")
-    return Keys(entries)
+    return Keys(entries, file.absolute())
 
 
 def _entries(file: Path) -> tuple[Key, ...]:
