@@ -76,7 +76,7 @@ def whole(pieces: Sequence[Piece]) -> Piece:
         sum(one.tokens for one in pieces),
         tuple(itertools.chain.from_iterable(one.logprobs for one in pieces)),
         pieces[-1].finish,
-        pieces[-1].prompt_tokens,
+        pieces[0].prompt_tokens,
     )
 
 
@@ -91,6 +91,7 @@ def check_equal(model: Model, line: Line) -> None:
         written, told = alone(model, asked), whole(pieces)
         assert (told.text, told.finish) == (written.text, "stop" if written.whole else "length")
         assert told.tokens <= asked.max_new_tokens
+        assert not any(piece.prompt_tokens for piece in pieces[1:])
         assert told.prompt_tokens == len(model.rows_to_write([asked.prompt], asked.max_new_tokens)[0])
 
 

@@ -243,7 +243,7 @@ def test_a_real_model_answers_many_who_come_and_go(request: pytest.FixtureReques
     async def one(engine: Engine, prompt: str, wait: float) -> tuple[str, str | None, int]:
         await asyncio.sleep(wait)
         pieces = [piece async for piece in engine.write(Asked(prompt, 10))]
-        return "".join(piece.text for piece in pieces), pieces[-1].finish, pieces[-1].prompt_tokens
+        return "".join(piece.text for piece in pieces), pieces[-1].finish, pieces[0].prompt_tokens
 
     async def leave(engine: Engine) -> None:
         async for _ in engine.write(Asked("The cat", 60)):

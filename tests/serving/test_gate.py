@@ -1,6 +1,7 @@
 """The gate and the routes in this process: what happens before any model is asked."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from graft import runs
+from graft.models.asked import Piece
 from graft.serving import routes
 from graft.serving.gate import Limits
 from graft.serving.keys import Key, Keys, hash_key
@@ -195,6 +197,41 @@ def test_more_requests_than_may_wait(app: FastAPI) -> None:
     assert error_of(refused)["type"] == "rate_limit_error"
     assert [answer.status_code for answer in timed_out] == [408, 408]
     assert later.status_code == 200
+
+
+class Slow(NothingDeployed):
+    """Writes two tokens and then no more."""
+
+    async def write(self, run: ServedRun, manner: Manner, **more: Any) -> AsyncGenerator[Any]:
+        assert not manner.whole
+        yield [(0, Piece("a b", 2, prompt_tokens=5))]
+        await asyncio.sleep(3600)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_limited_key_pays_for_what_was_written_until_its_time_was_over(
+    layout: Layout, run_ids: dict[str, str], stream: bool
+) -> None:
+    keys = Keys((Key("ben", hash_key("secret"), tokens_per_minute=10),))
+    app = routes.build(layout.runs, keys, LIMITS, Slow())
+    answer = ask(app, "POST", "/v1/completions", json={"model": run_ids["words"], "prompt": "a", "stream": stream})
+    assert answer.status_code == (200 if stream else 408)
+    assert "timeout" in answer.text
+    # Seven are gone, and come back within 42 seconds.
+    assert int(ask(app, "GET", "/v1/models").headers["x-ratelimit-remaining-tokens"]) < 10
+
+
+def test_names_may_have_slashes(layout: Layout) -> None:
+    named = [dataclasses.replace(layout.runs[0], aliases=("team/best",))]
+    app = routes.build(named, KEYS, LIMITS, NothingDeployed())
+    assert ask(app, "GET", "/v1/models/team/best").json()["id"] == "team/best"
+    assert ask(app, "GET", "/v1/models/team/other").status_code == 404
+
+
+def test_a_browser_gets_the_picture_of_the_graphs(app: FastAPI) -> None:
+    html = {**KEY, "Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    assert ask(app, "GET", "/v1/graph", headers=html).headers["content-type"] == "image/svg+xml"
+    assert ask(app, "GET", "/v1/graph").headers["content-type"] == "application/json"
 
 
 def test_what_breaks_inside_is_not_repeated(

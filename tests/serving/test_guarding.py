@@ -134,6 +134,14 @@ def call(app: ASGIApp, *clients: Client, limits: Limits = LIMITS, keys: Keys = K
     return gate
 
 
+@pytest.mark.parametrize(("path", "status"), [("/graft/healthz", 200), ("/graft/readyz", 200), ("/graft/x", 401)])
+def test_health_needs_no_key_under_a_route_prefix_either(path: str, status: int) -> None:
+    client = Client(path=path, authorization="")
+    client.scope["root_path"] = "/graft"
+    call(respond(), client)
+    assert client.statuses == [status]
+
+
 def test_a_fit_request_id_comes_back_and_reaches_the_application() -> None:
     seen: list[dict[str, Any]] = []
 

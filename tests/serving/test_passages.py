@@ -14,6 +14,8 @@ from graft.models.asked import Asked, Piece, Token
 from graft.serving.asking import _beyond
 from graft.serving.passages import Passages
 from graft.serving.schemas import Refusal
+from graft.serving.shapes import Shape
+from graft.serving.text_schemas import ChatRequest
 from graft.serving.wire import Manner, Place, Segment, Writing
 
 PLACE = Place("run", fs.SubTreeFileSystem("/", fs.LocalFileSystem()), "run")
@@ -35,7 +37,7 @@ class Spoken:
                 if isinstance(text, Exception):
                     raise text
                 last = place == len(pieces) - 1
-                yield Piece(text, 1, finish="stop" if last else None, prompt_tokens=3 if last else 0)
+                yield Piece(text, 1, finish="stop" if last else None, prompt_tokens=0 if place else 3)
         finally:
             self.left += 1
 
@@ -92,7 +94,6 @@ def test_a_stream_has_no_white_space_around_it_and_all_of_that_between() -> None
 
 
 def test_what_has_piled_up_of_a_text_is_one_piece() -> None:
-    # Clients read the first choice of an event.
     engine = Spoken({"p": list("abcdefgh"), "q": list("ijklmnop")})
     messages = told(engine, Manner(whole=False), slow=True)
     assert len(messages) < 8
@@ -105,7 +106,9 @@ def test_what_has_piled_up_of_a_text_is_one_piece() -> None:
 
 def test_what_a_parser_reads_is_told_when_it_is_whole() -> None:
     messages = told(Spoken({"p": ["so ", "it is ", "4"]}), Manner(whole=False), rows=ROW, parser="number")
-    assert [[piece.text for _, piece in message] for message in messages] == [["SO IT IS 4"]]
+    pieces = [piece for message in messages for _, piece in message]
+    assert [piece.text for piece in pieces] == ["", "", "SO IT IS 4"]
+    assert [piece.tokens for piece in pieces] == [1, 1, 1], "whoever leaves early has caused those before"
 
 
 def test_verbatim_texts_stay_as_they_are() -> None:
@@ -120,6 +123,25 @@ def test_where_one_text_fails_the_others_are_left(whole: bool) -> None:
     assert engine.left == 2
 
 
+def test_a_part_of_a_character_has_no_bytes() -> None:
+    token = Token("\ufffd", -1.0, (("é", -1.0),))
+    shape = Shape(True, "run", "f" * 12, "id", 0)
+    event = shape.event((0, Piece("", 1, (token,))), {}, set())
+    (content,) = event["choices"][0]["logprobs"]["content"]
+    assert content["bytes"] is None
+    assert content["top_logprobs"][0]["bytes"] == [0xC3, 0xA9]
+
+
+def test_the_servers_own_answer_may_be_sent_back() -> None:
+    whole = Shape(True, "run", "f" * 12, "id", 0).whole([(0, Piece("it is 4", 3, finish="stop"))], {})
+    question = {"role": "user", "content": "what is it?"}
+    messages = [question, whole["choices"][0]["message"], question]
+    asked = ChatRequest.model_validate({"model": "run", "messages": messages})
+    assert [turn.content for turn in asked.messages] == ["what is it?", "it is 4", "what is it?"]
+    with pytest.raises(Refusal, match="tool_calls"):
+        ChatRequest.model_validate({"model": "run", "messages": [{**question, "tool_calls": [{}]}]})
+
+
 def test_what_is_written_again_is_told_from_where_it_was() -> None:
     behind = {0: Piece("hello wor", 3)}
     again = [_beyond(Piece(text, 1, (Token(text, -1.0, ()),)), behind, 0) for text in ("he", "llo ", "world", "!")]
@@ -127,5 +149,7 @@ def test_what_is_written_again_is_told_from_where_it_was() -> None:
     assert [piece.tokens for piece in again] == [0, 0, 0, 1]
     assert [len(piece.logprobs) for piece in again] == [0, 0, 0, 1]
     assert _beyond(Piece("a", 1), {0: Piece("b", 1)}, 1) == Piece("a", 1)
+    behind = {0: Piece("a", 1, prompt_tokens=5)}
+    assert _beyond(Piece("ab", 2, prompt_tokens=5), behind, 0) == Piece("b", 1)
     with pytest.raises(Refusal, match="came out otherwise"):
         _beyond(Piece("help", 1), {0: Piece("hello", 2)}, 0)

@@ -229,6 +229,7 @@ def test_the_adapted_model_goes_on_with_a_prompt_verbatim(
     streamed = list(complete(**question, prompt=prompts, stream=True, stream_options={"include_usage": True}))
     told = ["".join(c.text for e in streamed for c in e.choices if c.index == at) for at in range(len(prompts))]
     assert told == expected
+    assert {len(event.choices) for event in streamed[:-1]} == {1}, "clients read the first choice of an event"
     assert streamed[-1].usage == answer.usage
     drawn = [complete(**question, prompt="A", n=3, temperature=1.0, seed=seed).choices for seed in (7, 7, 8)]
     assert [c.text for c in drawn[0]] == [c.text for c in drawn[1]] != [c.text for c in drawn[2]]

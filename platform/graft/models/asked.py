@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+PART = "\ufffd"
+"""What decoders write for bytes that are no character, or not yet."""
+
 Finish: TypeAlias = Literal["stop", "length"]
 
 
@@ -54,7 +57,7 @@ class Piece:
     finish: Finish | None = None
     """On the last piece: it came to its end or a stop string, or to its limit of tokens."""
     prompt_tokens: int = 0
-    """On the last piece; 0 where the model is elsewhere."""
+    """On the first piece; 0 where the model is elsewhere."""
 
     def followed(self, other: "Piece") -> "Piece":
         """Both as one."""
@@ -63,7 +66,7 @@ class Piece:
             self.tokens + other.tokens,
             self.logprobs + other.logprobs,
             other.finish,
-            other.prompt_tokens,
+            self.prompt_tokens + other.prompt_tokens,
         )
 
 

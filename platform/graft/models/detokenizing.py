@@ -10,11 +10,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from graft.models.asked import PART
+
 KEPT_TOKENS = 8
 """Of known text, at a window's beginning: what a tokenizer drops there is known text."""
 LONGEST_WINDOW = 32
-PART = "\ufffd"
-"""What decoders write for bytes that are no character, or not yet."""
 
 
 class Spelling:

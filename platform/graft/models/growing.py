@@ -57,9 +57,10 @@ class Growing:
 
     def _piece(self, sure: int) -> Piece:
         text, self._held = self._held[:sure], self._held[sure:]
+        prompt = 0 if self._told_tokens else self.prompt_tokens
         new, self._told_tokens = self.tokens - self._told_tokens, self.tokens
         worths, self._untold = tuple(self._untold), []
-        return Piece(text, new, worths, self.finish, self.prompt_tokens if self.finish else 0)
+        return Piece(text, new, worths, self.finish, prompt)
 
 
 def first_of(text: str, stop: Sequence[str]) -> int | None:

@@ -28,6 +28,8 @@ SILENCE = Piece("", 0)
 
 GONE = (
     exceptions.RayActorError,
+    exceptions.OutOfMemoryError,
+    exceptions.NodeDiedError,
     serve.exceptions.DeploymentUnavailableError,
     serve.exceptions.ReplicaUnavailableError,
 )
@@ -186,13 +188,14 @@ class Models:
         """
         said: dict[int, Piece] = {}
         for attempt in range(ATTEMPTS):
-            behind = dict(said)
+            behind, ended = dict(said), {number for number, piece in said.items() if piece.finish}
             try:
                 stream = self._handle(writing).options(stream=True).write.remote(writing)
                 try:
                     async for message in stream:
                         found = _sound(message, writing).items
-                        items = [(number, _beyond(piece, behind, number)) for number, piece in found]
+                        new = [(number, piece) for number, piece in found if number not in ended]
+                        items = [(number, _beyond(piece, behind, number)) for number, piece in new]
                         items = [(number, piece) for number, piece in items if piece != SILENCE]
                         for number, piece in items:
                             said[number] = said[number].followed(piece) if number in said else piece
@@ -232,11 +235,16 @@ def _beyond(piece: Piece, behind: dict[int, Piece], number: int) -> Piece:
     if known is None:
         return piece
     both, counted = min(len(known.text), len(piece.text)), min(known.tokens, piece.tokens)
+    prompt = min(known.prompt_tokens, piece.prompt_tokens)
     if known.text[:both] != piece.text[:both]:
         raise Refusal(503, "the text was lost with its process and came out otherwise; ask again", "unavailable")
-    behind[number] = Piece(known.text[both:], known.tokens - counted)
+    behind[number] = Piece(known.text[both:], known.tokens - counted, prompt_tokens=known.prompt_tokens - prompt)
     return dataclasses.replace(
-        piece, text=piece.text[both:], tokens=piece.tokens - counted, logprobs=piece.logprobs[counted:]
+        piece,
+        text=piece.text[both:],
+        tokens=piece.tokens - counted,
+        logprobs=piece.logprobs[counted:],
+        prompt_tokens=piece.prompt_tokens - prompt,
     )
 
 

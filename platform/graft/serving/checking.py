@@ -7,6 +7,7 @@ storage may be one that only the cluster sees.
 """
 
 import functools
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ def _model_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
 def _check_application(app: Any, path: str, served: dict[str, ServedRuns]) -> Iterator[str]:
     """Faults of one application of graft's; of others only Ray knows what they take."""
     given = app.get("import_path") if isinstance(app, Mapping) else None
-    if not isinstance(given, str) or not given.startswith("graft"):
+    if not isinstance(given, str) or re.split(r"[.:]", given)[0] != "graft":
         return
     if given.replace(":", ".") != IMPORT_PATH.replace(":", "."):
         yield f"{path}.import_path: no application is at {given!r}; did you mean {IMPORT_PATH!r}?"

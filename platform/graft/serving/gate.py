@@ -60,8 +60,8 @@ class Gate:
         request_id: the client's `X-Request-Id` or a new one; also in the response and in every log line.
         key: name of the key; not for the paths that need none.
         model: to be set to the run_id of the run that was asked, once that is known.
-        spent: to be called with a number of tokens as soon as they are known, several times in a stream, so that
-            the key's limit also counts what a client that left early has caused. The key pays for them, and the next
+        spent: where the key's tokens are limited: to be called with a number of tokens once they are known, also
+            where the client has left early and they are what it has caused. The key pays for them, and the next
             request is refused where nothing is left.
     """
 
@@ -125,7 +125,7 @@ class Gate:
                 refusal = Refusal(408, message, "timeout")
             else:
                 refusal = _reason(error, scope)
-        if not body.whole and scope["path"] not in OPEN_PATHS:
+        if not body.whole and not _is_open(scope):
             refusal.headers = {**refusal.headers, "Connection": "close"}
         ended = f"broken off: {refusal.code}" if reply.status and not reply.complete else refusal.code
         # A client that does not read holds up nobody else, and itself not for ever.
@@ -135,7 +135,7 @@ class Gate:
         return ended
 
     async def _pass(self, scope: Scope, body: Body, receive: Receive, reply: Reply) -> None:
-        if scope["path"] in OPEN_PATHS:
+        if _is_open(scope):
             await self.app(scope, receive, reply.send)
             return
         try:
@@ -168,7 +168,9 @@ class Gate:
             what = "the key is not one of this server's" if given else "send Authorization: Bearer KEY"
             raise Refusal(401, what, "invalid_api_key", "Authorization", {"WWW-Authenticate": "Bearer"})
         allowance = self._allowance(key)
-        scope["state"].update(key=key.name, spent=allowance.spend)
+        scope["state"]["key"] = key.name
+        if key.tokens_per_minute is not None:
+            scope["state"]["spent"] = allowance.spend
         reply.late = allowance.headers
         allowance.check()
         if self.waiting >= self.limits.waiting_requests:
@@ -192,6 +194,11 @@ def _reason(error: Exception, scope: Scope) -> Refusal:
     # Only its kind: the message may repeat what a user has sent.
     log.error("request %s: %s: %s", scope["state"]["request_id"], _path(scope), type(error).__name__)
     return Refusal(500, "something failed here; the server's log names it", "internal")
+
+
+def _is_open(scope: Scope) -> bool:
+    """Whether it is asked without a key; under a route prefix the server names that too."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", "")) in OPEN_PATHS
 
 
 def _path(scope: Scope) -> str:

@@ -57,8 +57,11 @@ class Passages:
                 async for piece in written:
                     yield piece
             elif self.manner.whole or self.node.parser:
-                piece = await _joined(written)
-                yield dataclasses.replace(piece, text=self.node.read(piece.text) or "")
+                text = ""
+                async for piece in written:
+                    text += piece.text
+                    # Tokens are told as they are written: whoever leaves has caused them.
+                    yield dataclasses.replace(piece, text=(self.node.read(text) or "") if piece.finish else "")
             else:
                 async for piece in _stripped(written):
                     yield piece
@@ -120,7 +123,6 @@ async def _merged(texts: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[Numb
                 number, piece = item
                 found[number] = found[number].followed(piece) if number in found else piece
             if found:
-                # No text twice: an event is told of each with one choice, and clients read the first.
                 yield list(found.items())
     finally:
         for task in tasks:

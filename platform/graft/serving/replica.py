@@ -113,7 +113,7 @@ class ModelReplica:
                 async for found in pieces:
                     self._tell(writing.place.run_id, found)
                     yield Pieces(tuple(found))
-        except GraftError as error:
+        except Exception as error:  # Serve would log its message
             yield self._refusal(writing, error)
 
     async def write_whole(self, writing: Writing) -> Pieces:
@@ -249,8 +249,8 @@ class ModelReplica:
         self._log(work.place, work.request_id, error)
         return Reply()
 
-    def _refusal(self, writing: Writing, error: GraftError) -> Pieces:
-        if error.exit_code == 2:
+    def _refusal(self, writing: Writing, error: Exception) -> Pieces:
+        if isinstance(error, GraftError) and error.exit_code == 2:
             return Pieces(refused=str(error))
         self._log(writing.place, writing.request_id, error)
         return Pieces(failed=True)

@@ -72,7 +72,7 @@ def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, Se
         """The runs that are served, by every name that they may be asked by."""
         return {"object": "list", "data": [_model(name, run) for name, run in known.items()]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     async def show_model(name: str, request: Request) -> dict[str, Any]:
         """One of them."""
         return _model(name, _find(known, name, request))
@@ -82,7 +82,8 @@ def _add_looking(app: FastAPI, runs: Sequence[ServedRun], known: Mapping[str, Se
     @app.get("/v1/graph", response_model=None, responses={200: {"content": {SVG: {}}}})
     async def show_graphs(request: Request, format: Literal["json", "svg"] | None = None) -> dict[str, Any] | Response:
         """The nodes of every run and their deployments; a picture where `format` is svg, or a browser asks for one."""
-        asked = format or ("svg" if SVG in request.headers.get("accept", "") else "json")
+        accepted = request.headers.get("accept", "")
+        asked = format or ("svg" if SVG in accepted or "text/html" in accepted else "json")
         return Response(picture(listed), media_type=SVG) if asked == "svg" else {"object": "list", "data": listed}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graft.models.asked import Piece, Token
+from graft.models.asked import PART, Piece, Token
 
 Numbered = Sequence[tuple[int, Piece]]
 """Pieces, each with the number of its text."""
@@ -45,26 +45,31 @@ class Shape:
         message = {"role": "assistant", "content": piece.text, "refusal": None}
         return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": piece.finish}
 
-    def event(self, pieces: Numbered, offsets: dict[int, int], begun: set[int]) -> dict[str, Any]:
-        """What is new of the texts.
+    def event(self, new: tuple[int, Piece], offsets: dict[int, int], begun: set[int]) -> dict[str, Any]:
+        """What is new of one text: clients read an event's first choice only.
 
         Args:
-            pieces: what is new.
+            new: number of the text, and its piece.
             offsets: characters of each text that were told before; counted on here.
-            begun: texts that were told of before; those told of now are put in.
+            begun: texts that were told of before; this one is put in.
         """
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        choices = []
-        for number, piece in pieces:
-            choice = self._choice(number, piece, offsets.get(number, 0))
-            offsets[number] = offsets.get(number, 0) + sum(len(token.text) for token in piece.logprobs)
-            if self.chat:
-                del choice["message"]
-                role = {} if number in begun else {"role": "assistant"}
-                choice["delta"] = {**role, **({"content": piece.text} if piece.text or role else {})}
-            begun.add(number)
-            choices.append(choice)
-        return {**self.head, "object": kind, "choices": choices}
+        number, piece = new
+        choice = self._choice(number, piece, offsets.get(number, 0))
+        offsets[number] = offsets.get(number, 0) + sum(len(token.text) for token in piece.logprobs)
+        if self.chat:
+            del choice["message"]
+            role = {} if number in begun else {"role": "assistant"}
+            choice["delta"] = {**role, **({"content": piece.text} if piece.text or role else {})}
+        begun.add(number)
+        return {**self._event_head, "choices": [choice]}
+
+    def counted(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The event after the last piece, where the usage was asked for."""
+        return {**self._event_head, "choices": [], "usage": usage}
+
+    @property
+    def _event_head(self) -> dict[str, Any]:
+        return {**self.head, "object": "chat.completion.chunk" if self.chat else "text_completion"}
 
     def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any] | None:
         if not tokens:
@@ -85,7 +90,8 @@ class Shape:
 
 def _chat_token(token: Token) -> dict[str, Any]:
     def entry(text: str, logprob: float) -> dict[str, Any]:
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        # A part of a character has no text of its own, and OpenAI allows that its bytes are not told.
+        return {"token": text, "logprob": logprob, "bytes": None if PART in text else list(text.encode())}
 
     return {**entry(token.text, token.logprob), "top_logprobs": [entry(*one) for one in token.top]}
 

@@ -83,6 +83,15 @@ class CompletionRequest(TextRequest):
 class Message(Body):
     """A turn of a conversation."""
 
+    # The official client sends the server's own answers back with all their fields.
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "annotations": ([],),
+        "audio": (),
+        "function_call": (),
+        "refusal": (),
+        "tool_calls": ([],),
+    }
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     """Whose turn it is."""
     content: str | Annotated[list[dict[str, JsonValue]], Field(min_length=1, max_length=64)]

@@ -40,7 +40,7 @@ async def complete(
             400, f"model: {run.run_id} holds no model that writes text; ask it by /v1/classify", "no_text", "model"
         )
     prompts = (asked.prompt,) if isinstance(asked.prompt, str) else tuple(asked.prompt)
-    manner = _manner(asked, asked.max_tokens, "max_tokens", asked.logprobs, limits)
+    manner = _manner(asked, asked.max_tokens, "max_tokens", asked.logprobs, limits, request)
     shape = _shape(False, run, asked, request)
     written = models.write(run, manner, prompts=prompts, request_id=shape.request_id)
     return await _told(shape, written, manner, asked, request)
@@ -62,7 +62,7 @@ async def chat(run: ServedRun, asked: ChatRequest, models: Models, limits: Limit
         )
     name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    manner = _manner(asked, asked.max_completion_tokens or asked.max_tokens, name, logprobs, limits)
+    manner = _manner(asked, asked.max_completion_tokens or asked.max_tokens, name, logprobs, limits, request)
     shape = _shape(True, run, asked, request)
     if run.streams:
         written = models.write(run, manner, rows=rows, request_id=shape.request_id)
@@ -139,7 +139,9 @@ def _media(content: str | list[dict[str, Any]], kind: str) -> str:
     )
 
 
-def _manner(asked: TextRequest, tokens: int | None, field: str, logprobs: int | None, limits: Limits) -> Manner:
+def _manner(
+    asked: TextRequest, tokens: int | None, field: str, logprobs: int | None, limits: Limits, request: Request
+) -> Manner:
     """How the texts are to be written.
 
     Raises:
@@ -162,7 +164,8 @@ def _manner(asked: TextRequest, tokens: int | None, field: str, logprobs: int | 
         seed=secrets.randbits(31) if asked.seed is None else asked.seed % 2**31,
         choices=choices,
         logprobs=logprobs,
-        whole=not asked.stream,
+        # Whose tokens are limited pays for what has been written until it leaves; so that is told on the way.
+        whole=not asked.stream and not hasattr(request.state, "spent"),
     )
 
 
@@ -183,12 +186,14 @@ async def _told(
         events = _events(shape, first, written, counted, options is not None and options.include_usage, request)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
     pieces: dict[int, Piece] = {}
-    async with aclosing(written) as told:
-        async for found in told:
-            counted.add(found)
-            for number, piece in found:
-                pieces[number] = pieces[number].followed(piece) if number in pieces else piece
-    spend(request, counted.total)
+    try:
+        async with aclosing(written) as told:
+            async for found in told:
+                counted.add(found)
+                for number, piece in found:
+                    pieces[number] = pieces[number].followed(piece) if number in pieces else piece
+    finally:
+        spend(request, counted.total)
     return JSONResponse(shape.whole(sorted(pieces.items()), counted.usage))
 
 
@@ -199,13 +204,15 @@ async def _events(
     begun: set[int] = set()
     try:
         counted.add(first)
-        yield event_line(shape.event(first, offsets, begun))
         async with aclosing(rest) as told:
+            for one in first:
+                yield event_line(shape.event(one, offsets, begun))
             async for found in told:
                 counted.add(found)
-                yield event_line(shape.event(found, offsets, begun))
+                for one in found:
+                    yield event_line(shape.event(one, offsets, begun))
         if usage:
-            yield event_line({**shape.event((), offsets, begun), "usage": counted.usage})
+            yield event_line(shape.counted(counted.usage))
         yield "data: [DONE]\n\n"
     finally:
         spend(request, counted.total)
