@@ -17,6 +17,7 @@ from graft import models, planning, runner, runs
 from graft.errors import DataError, GraftError, ModelError, SpecError
 from graft.prediction import predict_file
 from graft.results.listing import details, run_table
+from graft.results.outcomes import outcomes
 from graft.results.records import METRICS
 from graft.results.tables import main_metric, summary
 from graft.spec import Experiment
@@ -444,6 +445,33 @@ def test_metrics_are_averaged_over_the_chosen_groups(tiny_bert: Path, tmp_path: 
     assert f"{result.metric('accuracy'):.4f}" in console.export_text()
     with pytest.raises(DataError, match=r"no split 'test/tee'; did you mean 'test/te'\?"):
         result.metric("accuracy", "test/tee")
+
+
+def test_rows_that_are_one_item_are_marked_and_intervals_take_them_for_one(tiny_bert: Path, tmp_path: Path) -> None:
+    lines = [
+        f"{lang},{item},the word {('rain' if item % 2 else 'bread')} {item} in {lang},{'wet' if item % 2 else 'dry'}"
+        for item in range(60)
+        for lang in ("bn", "de")
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(["lang,number,text,label", *lines]))
+    values = {
+        "name": "items",
+        "models": {"encoder": {"source": str(tiny_bert)}},
+        "task": {
+            **{"name": "file", "path": str(tmp_path / "rows.csv"), "text": "text", "label": "label"},
+            **{"group": "lang", "item": "number", "test_examples": 24},
+        },
+        "regime": {"examples": 20},
+        "method": {"name": "probe", "classifier": "centroid"},
+    }
+    result = Experiment.from_mapping(values).run(tmp_path)
+    rows = result.predictions.to_pylist()
+    assert len({row["together"] for row in rows}) == len(rows) // 2
+    assert len({(row["together"], row["id"].partition("/")[2]) for row in rows}) == len(rows) // 2
+    named = result.predictions.append_column("run_id", pa.array([result.run_id] * len(rows)))
+    (found,) = outcomes(result.metrics, named, "accuracy")
+    assert found.spread.distinct == len(rows) // 2
+    assert found.spread.items == len(rows)
 
 
 def test_a_metric_that_one_group_lacks_has_no_mean_over_groups() -> None:

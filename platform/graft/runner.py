@@ -50,6 +50,7 @@ from graft.storage import (
 )
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
 from graft.tasks.evaluation import by_group, evaluate
+from graft.tasks.split import rows_together
 
 if TYPE_CHECKING:
     from graft.training import Together
@@ -153,6 +154,9 @@ def carry_out(
         for column in ("target", "group", "checks"):
             if column in test.column_names and column not in answers.column_names:
                 answers = answers.append_column(column, test[column])
+        about = rows_together(test, planned.dataset.inputs, planned.dataset.items)
+        if len(np.unique(about)) < len(about):
+            answers = answers.append_column("together", pa.array(about).cast(pa.string()))
         answers = planned.experiment.task.marked(answers)
         answers = with_target_probabilities(answers, graph.nodes[-1], planned.dataset.labels)
         seconds = time.perf_counter() - began + train.earlier_seconds
@@ -285,7 +289,7 @@ def predictions(answers: pa.Table, inputs: Sequence[str], split: str = "test") -
     """
     if READ in answers.column_names:
         answers = answers.set_column(answers.column_names.index("rationale"), "rationale", answers[READ])
-    wanted = ["id", *inputs, "group", "target", "prediction", "written", "passed", "scores", "votes"]
+    wanted = ["id", *inputs, "group", "together", "target", "prediction", "written", "passed", "scores", "votes"]
     wanted += ["rationale", "rationale_whole", "demonstrations", "target_log_probability", "target_tokens"]
     # A graph may read the group or the rationale too.
     kept = answers.select([column for column in dict.fromkeys(wanted) if column in answers.column_names])

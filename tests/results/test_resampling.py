@@ -1,12 +1,14 @@
 """Intervals over seeds and items, by simulations in which the truth is known."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from graft.results.resampling import Spread, clusters, resample, weights_of
+from graft.results.resampling import Spread, clusters, resample, shared_items, weights_of
+from graft.results.significance import difference_p
 from graft.results.statistics import mean_interval, wilson
 from graft.results.weighted import mean
 
@@ -99,6 +101,50 @@ def test_fewer_than_six_groups_are_none() -> None:
     assert clusters(["bn", "fi", "ja", "ru", "te"] * 10) is None
     assert clusters([*"abcdef", None]) is None
     assert clusters([*"abcdefa"]).tolist() == [0, 1, 2, 3, 4, 5, 0]
+
+
+@pytest.mark.parametrize(("groups", "by_group"), [(12, 0.0), (12, 0.5), (4, 0.0)])
+def test_an_item_in_several_groups_is_one(groups: int, by_group: float) -> None:
+    """Questions that stand in every language: of two equal arms neither is better because of which were drawn."""
+    random = np.random.default_rng(5)
+    questions = 60
+    languages = np.repeat(np.arange(groups), questions)
+    clusters_N = clusters(languages.astype(str))
+    items_N = shared_items(np.tile(np.arange(questions), groups).astype(str), clusters_N)
+    weights, alone = (
+        np.concatenate(list(weights_of(len(languages), clusters_N, 400, about)), axis=1) for about in (items_N, None)
+    )
+    held, false, missed = [], [], []
+    for _ in range(200):
+        hard, place = random.normal(size=questions), random.normal(size=groups)
+        arms = []
+        for _ in range(2):
+            liked = hard + random.normal(size=questions)
+            level = (liked[None] + (place + by_group * random.normal(size=groups))[:, None]).ravel()
+            arms.append((level + random.normal(size=(1, len(languages))) > 0).astype(float))
+        first, second = (dataclasses.replace(spread(one, weights, clusters_N), items_N=items_N) for one in arms)
+        difference = first - second
+        interval, p = difference.interval(), difference_p(difference, 500)
+        held.append(interval.low <= 0 <= interval.high)
+        assert p is not None
+        false.append(p < 0.05)
+        without = (spread(arms[0], alone, clusters_N) - spread(arms[1], alone, clusters_N)).interval()
+        missed.append(not without.low <= 0 <= without.high)
+    assert np.mean(held) >= 0.92
+    assert np.mean(false) <= 0.08
+    assert np.mean(missed) > 0.1
+    assert difference.covers == ("items" if groups < 6 else "groups and items")
+    assert difference.distinct == questions
+
+
+def test_rows_that_share_an_item() -> None:
+    groups = clusters([*"aabbccddeeff"])
+    assert shared_items(None, groups) is None
+    assert shared_items([*"abcdefghijkl"], None) is None, "each is by itself"
+    assert shared_items([*"uuvvwwxxyyzz"], groups) is None, "drawn with their groups"
+    assert shared_items([*"uvwxyzuvwxyz"], groups).tolist() == [0, 1, 2, 3, 4, 5] * 2
+    assert shared_items([*"uuvvwwxxyyzz"], None).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert shared_items([*"ababababab"], None) is None, "two items say nothing of others"
 
 
 def test_many_items_leave_students_t_over_seeds() -> None:

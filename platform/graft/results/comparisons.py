@@ -237,9 +237,14 @@ def _best(column: Sequence[Outcome]) -> Outcome:
 
 
 def _mcnemar(arm: Outcome, other: Outcome, seeds: Sequence[int]) -> tuple[McNemar, ...]:
-    """One test for each seed, where every item is right or wrong."""
+    """One test for each seed, where every row is right or wrong, and an item of its own."""
     own, its = arm.spread.values_SN, other.spread.values_SN
-    if own is None or its is None or not all(np.isin(values, (0, 1)).all() for values in (own, its)):
+    if (
+        arm.spread.items_N is not None
+        or own is None
+        or its is None
+        or not all(np.isin(values, (0, 1)).all() for values in (own, its))
+    ):
         return ()
     return tuple(
         mcnemar(seed, own[arm.spread.seeds.index(seed)], its[other.spread.seeds.index(seed)]) for seed in seeds

@@ -19,7 +19,7 @@ from graft.arrays import score_matrix
 from graft.results import weighted
 from graft.results.arms import arms
 from graft.results.records import each_run_once
-from graft.results.resampling import DRAWS, Spread, clusters, resample
+from graft.results.resampling import DRAWS, Spread, clusters, resample, shared_items
 from graft.results.statistics import Interval
 from graft.results.tables import Cell, summary
 from graft.results.weighted import Floats, Ints, Weighted
@@ -28,7 +28,7 @@ from graft.tasks.metrics import ROW_SCORES, log_losses, normalised, rarer_label,
 log = logging.getLogger(__name__)
 
 COLUMNS = (
-    *("run_id", "id", "group", "target", "prediction", "passed"),
+    *("run_id", "id", "group", "together", "target", "prediction", "passed"),
     *("scores", "target_log_probability", "target_tokens"),
 )
 """The columns of predictions that are looked at; the rest may be left out."""
@@ -157,6 +157,7 @@ class _Resampled:
     values_N: Floats | None
     items: int
     clusters_N: Ints | None
+    items_N: Ints | None
 
 
 def _rows_of_runs(predictions: pa.Table | None) -> dict[str, pa.Table]:
@@ -179,13 +180,16 @@ def _resampled(
     """The runs of one task whose predictions give this metric on the same items."""
     found: dict[str, Weighted | Floats] = {}
     ids: pa.ChunkedArray | None = None
-    groups = None
+    groups = together = None
     for run in runs:
         own = rows.get(run["run_id"])
         if own is None or run["run_id"] in found:
             continue
         if ids is None:
-            ids, groups = own["id"], own["group"].to_pylist() if "group" in own.column_names else None
+            ids = own["id"]
+            groups, together = (
+                own[name].to_pylist() if name in own.column_names else None for name in ("group", "together")
+            )
         if not own["id"].equals(ids):
             log.warning("%s: its test items are not those of the other runs of its task", run["run_id"])
             continue
@@ -195,11 +199,13 @@ def _resampled(
     if not found or ids is None:
         return {}
     clusters_N = clusters(groups)
+    items_N = shared_items(together, clusters_N)
     functions = [weighted.mean(made) if isinstance(made, np.ndarray) else made for made in found.values()]
-    estimates, drawn = resample(functions, len(ids), clusters_N, draws)
+    estimates, drawn = resample(functions, len(ids), clusters_N, draws, items_N)
+    values = [made if isinstance(made, np.ndarray) else None for made in found.values()]
     return {
-        run_id: _Resampled(estimate, draws_B, made if isinstance(made, np.ndarray) else None, len(ids), clusters_N)
-        for (run_id, made), estimate, draws_B in zip(found.items(), estimates, drawn, strict=True)
+        run_id: _Resampled(estimate, draws_B, values_N, len(ids), clusters_N, items_N)
+        for run_id, values_N, estimate, draws_B in zip(found, values, estimates, drawn, strict=True)
     }
 
 
@@ -223,4 +229,5 @@ def _of_cell(cell: Cell, runs: Sequence[Mapping[str, Any]], resampled: Mapping[s
         np.stack([np.mean(own, axis=0) for own in values]) if all(values) else None,
         known[0].clusters_N,
         cell.metric in SHARES,
+        known[0].items_N,
     )

@@ -160,8 +160,8 @@ def notes(
         found.append(
             "An interval covers what the seeds change (the draw of the labelled examples, and the training) and which "
             f"test items happened to be drawn: seeds are joined by Student's t, items by {draws}; whole groups of "
-            f"items are drawn where a task has {LEAST_GROUPS} or more. It says where the mean of other seeds on other "
-            "items of the same kind would lie."
+            f"items are drawn where a task has {LEAST_GROUPS} or more, and rows with the same input, or about the same "
+            "item, together. It says where the mean of other seeds on other items of the same kind would lie."
         )
     if "seeds" in covers or not covers:
         found.append(

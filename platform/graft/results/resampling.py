@@ -17,6 +17,11 @@ never narrower than the items alone make it: seeds that agree by luck make no sm
 A task with groups (languages, sources) resamples whole groups where there are six or more, after Davison & Hinkley
 (1997, section 3.8): items of a group are alike, and a group's own draw of items is already part of how it differs from
 other groups. Fewer groups say nothing about others; then items are drawn as if there were none.
+
+An item may be several test rows: a question in every language, a text that is there twice. Its rows are drawn together.
+Where such items cross the groups, both are drawn, and a row counts as often as its group times its item (Owen 2007,
+section 4: never too narrow, the residual part counts three times). Groups alone would say nothing of the questions, of
+which all of them hold the same.
 """
 
 import dataclasses
@@ -47,7 +52,7 @@ CHUNK = 1 << 19
 class Spread:
     """What is known of one mean, or of a difference of two: its value for each seed, and how items would move it.
 
-    Legend: S seeds, N items, B draws.
+    Legend: S seeds, N test rows, B draws.
     """
 
     seeds: tuple[int, ...]
@@ -58,11 +63,13 @@ class Spread:
     draws_SB: Floats | None = None
     """The metric on each draw of items, the same draws for all seeds and all arms; None where it is not known."""
     values_SN: Floats | None = None
-    """What each item contributes, of a metric that is a mean over items; None for others."""
+    """What each row contributes, of a metric that is a mean over rows; None for others."""
     clusters_N: Ints | None = None
-    """The group of each item; None where items are drawn alone."""
+    """The group of each row; None where groups are not drawn."""
     share: bool = False
-    """Whether each item's value lies between 0 and 1, so that a difference comes from items that differ."""
+    """Whether each row's value lies between 0 and 1, so that a difference comes from rows that differ."""
+    items_N: Ints | None = None
+    """The item of each row; None where each is one of its own, or lies with all its rows in a group that is drawn."""
 
     @property
     def mean(self) -> float:
@@ -94,10 +101,17 @@ class Spread:
     @property
     def covers(self) -> str:
         """What an interval covers, as `Interval.covers` says it."""
-        units = "items" if self.clusters_N is None else "groups"
         if self.draws_SB is None:
             return "seeds"
-        return units if len(self.seeds) == 1 else f"seeds and {units}"
+        found = [] if len(self.seeds) == 1 else ["seeds"]
+        found += [] if self.clusters_N is None else ["groups"]
+        found += ["items"] if self.clusters_N is None or self.items_N is not None else []
+        return " and ".join([", ".join(found[:-1]), found[-1]] if found[:-1] else found)
+
+    @property
+    def distinct(self) -> int:
+        """Items, each counted once however many rows it is."""
+        return self.items if self.items_N is None else len(np.unique(self.items_N))
 
     @property
     def seeds_error(self) -> float:
@@ -148,15 +162,15 @@ class Spread:
     def _margin(self, items: float, confidence: float) -> float:
         """The items' margin joined with that of the seeds."""
         # All items alike: no draw can show what did not happen once, Wilson's limit can.
-        items = max(items, wilson(0, self.items, confidence).high or 0.0) if self.share else items
+        items = max(items, wilson(0, self.distinct, confidence).high or 0.0) if self.share else items
         if len(self.seeds) == 1:
             return items
         return max(items, math.hypot(items * self.items_own, _t(confidence, len(self.seeds) - 1) * self.seeds_error))
 
     @property
     def _units(self) -> int:
-        """What is drawn: items, or groups of them."""
-        return self.items if self.clusters_N is None else len(np.unique(self.clusters_N))
+        """What is drawn: items, or groups of them; the fewer, where both are."""
+        return min([self.distinct, *([] if self.clusters_N is None else [len(np.unique(self.clusters_N))])])
 
     @property
     def _correction(self) -> float:
@@ -165,41 +179,64 @@ class Spread:
 
 
 def clusters(groups: Sequence[str | None] | None) -> Ints | None:
-    """The number of each item's group; None where there are too few groups to resample, or items without one."""
+    """The number of each row's group, or item; None where there are too few to resample, or rows without one."""
     if groups is None or None in groups:
         return None
     names, numbers = np.unique(np.asarray(groups, str), return_inverse=True)
     return numbers.astype(np.int64) if len(names) >= LEAST_GROUPS else None
 
 
+def shared_items(items: Sequence[str | None] | None, clusters_N: Ints | None) -> Ints | None:
+    """The number of each row's item; None where rows share none, or only within a group that is drawn anyway."""
+    items_N = clusters(items)
+    if items_N is None or len(np.unique(items_N)) == len(items_N):
+        return None
+    if clusters_N is not None:
+        places = {*zip(items_N.tolist(), clusters_N.tolist(), strict=True)}
+        return items_N if len(places) > len(np.unique(items_N)) else None
+    return items_N
+
+
 def resample(
-    metrics: Sequence[Weighted], items: int, clusters_N: Ints | None = None, draws: int = DRAWS
+    metrics: Sequence[Weighted],
+    items: int,
+    clusters_N: Ints | None = None,
+    draws: int = DRAWS,
+    items_N: Ints | None = None,
 ) -> tuple[Floats, Floats]:
     """Each metric on all items, and on draws of them; the same draws for every metric, whenever it is called.
 
     Args:
         metrics: of R runs on the same items in the same order.
-        items: N.
-        clusters_N: groups to draw instead of items.
+        items: N, test rows.
+        clusters_N: groups to draw instead of rows.
         draws: B.
+        items_N: items to draw instead of rows; beside the groups, where both are given.
 
     Returns:
         Values [R] and [R, B]; NaN where a metric is undefined.
     """
     ones = np.ones((items, 1))
     values = np.array([metric(ones)[0] for metric in metrics])
-    chunks = [[metric(weights) for metric in metrics] for weights in weights_of(items, clusters_N, draws)]
+    chunks = [[metric(weights) for metric in metrics] for weights in weights_of(items, clusters_N, draws, items_N)]
     return values, np.concatenate(chunks, axis=1).astype(np.float64)
 
 
-def weights_of(items: int, clusters_N: Ints | None = None, draws: int = DRAWS) -> Iterator[Floats]:
-    """How often each item is drawn, [N, up to B] float32 in chunks; a group's items are drawn together."""
-    units = items if clusters_N is None else int(clusters_N.max()) + 1
+def weights_of(
+    items: int, clusters_N: Ints | None = None, draws: int = DRAWS, items_N: Ints | None = None
+) -> Iterator[Floats]:
+    """How often each row is drawn, [N, up to B] float32 in chunks; rows of a group, and of an item, together."""
+    together = [numbers_N for numbers_N in (clusters_N, items_N) if numbers_N is not None] or [np.arange(items)]
     random = generator(0, "items")
     for size in _chunks(draws, items):
-        drawn = random.integers(0, units, (size, units)) + units * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units).T.astype(np.float32)
-        yield np.ascontiguousarray(counts) if clusters_N is None else counts[clusters_N]
+        drawn = [_counts(random, int(numbers_N.max()) + 1, size)[numbers_N] for numbers_N in together]
+        yield drawn[0] if len(drawn) == 1 else drawn[0] * drawn[1]
+
+
+def _counts(random: np.random.Generator, units: int, draws: int) -> Floats:
+    """How often each unit is among as many that are drawn with replacement, [units, draws] float32."""
+    drawn = random.integers(0, units, (draws, units)) + units * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * units).reshape(draws, units).T.astype(np.float32)
 
 
 def _chunks(draws: int, items: int) -> Iterator[int]:

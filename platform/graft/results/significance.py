@@ -2,7 +2,8 @@
 
 The main test is a paired permutation test. Under its null hypothesis the two arms may be exchanged: item by item, the
 sign of their difference is a coin's. What is flipped is the difference of an item's mean over the seeds (of a group's
-sum, where groups are drawn). Flipping seeds instead, three of them, could never give less than p = 0.25; flipping seed
+sum, where groups are drawn; where items cross the groups, groups and items are flipped, and both errors add up).
+Flipping seeds instead, three of them, could never give less than p = 0.25; flipping seed
 by item would take the rows of one training for independent ones, and flipping items alone answers for these trainings
 but for no other. So the seeds come in as they do in `graft.results.resampling`: to the flips, shrunk by what residuals
 are counted twice, is added Student's t of the seeds' standard error, integrated exactly and not drawn (the sum of the
@@ -87,7 +88,7 @@ def equivalence_p(difference: Spread, margin: float) -> float | None:
     errors_B, mean = difference.items_errors_B, difference.mean
     too_high = _tail(difference, errors_B, mean - margin, math.inf)
     too_low = _tail(difference, errors_B, -math.inf, mean + margin)
-    unseen = (1 - margin) ** difference.items if difference.share and margin < 1 else 0.0
+    unseen = (1 - margin) ** difference.distinct if difference.share and margin < 1 else 0.0
     return max(too_high, too_low, unseen)
 
 
@@ -151,13 +152,19 @@ def _tail(difference: Spread, errors_B: Floats, low: float, high: float) -> floa
 
 
 def _flipped(difference: Spread, flips: int) -> Floats:
-    """The mean difference [B] when the signs of items, or of groups, are random."""
+    """The mean difference [B] when the signs of items, of groups, or of both are random."""
     assert difference.values_SN is not None
-    values = difference.values_SN.mean(axis=0)
-    if difference.clusters_N is not None:
-        values = np.bincount(difference.clusters_N, weights=values)
-    values = values[values != 0] / difference.items
-    random, size = generator(0, "flips"), max(1, CHUNK // max(1, len(values)))
+    values_N = difference.values_SN.mean(axis=0) / difference.items
+    together = [numbers_N for numbers_N in (difference.clusters_N, difference.items_N) if numbers_N is not None]
+    sums: list[Floats] = [np.bincount(numbers_N, weights=values_N).astype(np.float64) for numbers_N in together]
+    random = generator(0, "flips")
+    return np.sum([_with_random_signs(values, random, flips) for values in sums or [values_N]], axis=0)
+
+
+def _with_random_signs(values: Floats, random: np.random.Generator, flips: int) -> Floats:
+    """Sums [flips] of the values, each of them with a coin's sign."""
+    values = values[values != 0]
+    size = max(1, CHUNK // max(1, len(values)))
     found = []
     for begin in range(0, flips, size):
         signs = random.integers(0, 2, (min(size, flips - begin), len(values)), np.int8)

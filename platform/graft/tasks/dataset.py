@@ -8,7 +8,20 @@ import pyarrow as pa
 
 from graft import hashing
 
-RESERVED = ("id", "run_id", "split", "target", "demonstrations", "embedding", "rationale", "prediction", "scores")
+RESERVED = (
+    *(
+        "id",
+        "run_id",
+        "split",
+        "together",
+        "target",
+        "demonstrations",
+        "embedding",
+        "rationale",
+        "prediction",
+        "scores",
+    ),
+)
 """Column names that graft writes; an input column may not bear one."""
 
 BESIDE = ("rationale", "group")

@@ -5,7 +5,7 @@ equal inputs move together: a text that is in the training rows is never asked f
 (a question in several languages).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -122,13 +122,25 @@ def reserve(
     return table.filter(pa.array(~chosen)), table.filter(pa.array(chosen))
 
 
+def rows_together(table: pa.Table, inputs: Sequence[str], items: Mapping[str, str] | None) -> npt.NDArray[np.int64]:
+    """A number per row that rows share which have the same input or the same item.
+
+    Args:
+        table: rows with `id` and the inputs.
+        inputs: names of the input columns.
+        items: by a row's id what it is about; None where every row is about something else.
+    """
+    own = None if items is None else [items[id] for id in table["id"].to_pylist()]
+    return _together(_equal_inputs(table, inputs), own)
+
+
 def shared_rows(table: pa.Table, other: pa.Table, inputs: tuple[str, ...]) -> list[int]:
     """Positions of the rows in `table` whose inputs are also those of a row in `other`."""
     known = set(hashing.row_keys(other.select(inputs)))
     return [index for index, key in enumerate(hashing.row_keys(table.select(inputs))) if key in known]
 
 
-def _equal_inputs(table: pa.Table, inputs: tuple[str, ...]) -> npt.NDArray[np.int64]:
+def _equal_inputs(table: pa.Table, inputs: Sequence[str]) -> npt.NDArray[np.int64]:
     """A number per row that rows with equal inputs share, counted from 0 without gaps."""
     return _numbered(hashing.row_keys(table.select(inputs)))
 
