@@ -8,20 +8,8 @@ import pyarrow as pa
 
 from graft import hashing
 
-RESERVED = (
-    *(
-        "id",
-        "run_id",
-        "split",
-        "together",
-        "target",
-        "demonstrations",
-        "embedding",
-        "rationale",
-        "prediction",
-        "scores",
-    ),
-)
+WRITTEN = ("demonstrations", "embedding", "rationale", "prediction", "scores")
+RESERVED = ("id", "run_id", "split", "together", "target", *WRITTEN)
 """Column names that graft writes; an input column may not bear one."""
 
 BESIDE = ("rationale", "group")
