@@ -55,6 +55,11 @@ def key_and_value(word: str) -> tuple[str, Any]:
         raise SpecError(f"{key}: {text[:200]!r} is not a YAML value: {' '.join(str(error).split())}") from error
 
 
+def inside(key: str, other: str) -> bool:
+    """Whether a dotted key is another one or lies in it: whoever sets the other sets it too."""
+    return key == other or key.startswith(f"{other}.")
+
+
 def replaced(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """A copy of a nested mapping with one dotted key set."""
     head, _, rest = key.partition(".")

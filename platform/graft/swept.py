@@ -9,7 +9,7 @@ from pydantic import Field, StrictInt, field_validator, model_validator
 
 from graft.errors import SpecError
 from graft.sections import Section
-from graft.specfile import key_and_value
+from graft.specfile import inside, key_and_value
 
 MOST_FACTORS = 10
 """Items of a factorial at most: 1,024 combinations, each once per seed and axis value."""
@@ -68,7 +68,7 @@ class Ablations(OneOf):
         if items and len(items) > MOST_FACTORS:
             raise ValueError(f"{len(items)} items make {2 ** len(items):,} combinations; give at most {MOST_FACTORS}")
         for one, other in itertools.combinations(sorted(_item(item)[0] for item in items or ()), 2):
-            if other == one or other.startswith(f"{one}."):
+            if inside(other, one):
                 raise ValueError(f"{one} and {other}: one sets the other too, so there is no combination of both")
         return items
 
@@ -138,7 +138,8 @@ class Search(Section):
     """Settings tried for each arm and amount of data; the first is the spec's own, where it lies in the space."""
     space: dict[str, Dimension] = Field(min_length=1)
     """Dotted key to its values, such as `training.learning_rate: {loguniform: [1e-4, 1e-2]}`. A key counts for the arms
-    that have the field; `METHOD.key` for those of one method alone."""
+    that have the field; `METHOD.key` for those of one method alone, in place of a key of all. What an ablation sets
+    stays; a key that an axis sets is refused."""
     sampler: Literal["tpe", "random", "qmc", "gp", "cmaes"] = "tpe"
     """Optuna's sampler that proposes settings."""
     metric: str | None = None

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def agenda(experiment: Experiment, folder: Path) -> Agenda:
     groups = []
     for place, arm in enumerate(roster.arms):
         assert arm.cell is not None
-        search = CellSearch(arm.cell, experiment.sweep.search, arm.space, journal.storage, place) if arm.space else None
+        storage, run_id = journal.storage, arm.plans[0].run_id
+        search = CellSearch(arm.cell, experiment.sweep.search, arm.space, storage, place, run_id) if arm.space else None
         groups.append(Group(list(arm.plans), None, search))
 
     def read(run_id: str) -> Any:
@@ -112,6 +114,30 @@ def test_the_specs_own_setting_is_the_first_where_the_space_has_it(tmp_path: Pat
     todo = agenda(swept({}, method=method), tmp_path)
     assert todo.groups[0].search is not None
     assert todo.groups[0].search.attempts[0].settings == {"method.classifier": "knn"}
+
+
+def test_what_is_proposed_depends_on_no_path_and_on_no_order(tmp_path: Path, tiny_llama: Path) -> None:
+    space = {"training.weight_decay": {"uniform": [0, 1]}, "training.learning_rate": {"loguniform": [1e-4, 1e-2]}}
+
+    def proposed(folder: str, sizes: list[int], keys: list[str]) -> tuple[str, dict[int, list[Any]]]:
+        path = tmp_path / folder / "rows.csv"
+        path.parent.mkdir()
+        path.write_text("q,a\n" + "".join(f"row {i},{i % 2}\n" for i in range(120)))
+        experiment = swept(
+            {"trials": 4, "together": 4, "sampler": "random", "space": {key: space[key] for key in keys}},
+            method={"name": "peft"},
+            task={"name": "file", "path": str(path), "text": "q", "label": "a", "test_examples": 20},
+            models={"base": {"source": str(shutil.copytree(tiny_llama, path.parent / "model"))}},
+            regime={"validation": 0.2},
+            sweep={"axes": {"regime.examples": sizes}},
+        )
+        searches = [group.search for group in agenda(experiment, path.parent).groups if group.search is not None]
+        found = {search.base.regime.examples: [one.settings for one in search.attempts] for search in searches}
+        return plan_sweep(experiment, expand_members(experiment)).sweep_id, found
+
+    here = proposed("here", [32, 64], list(space))
+    assert proposed("there", [64, 32], list(reversed(space))) == here
+    assert here[1][32] != here[1][64]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
@@ -253,6 +279,57 @@ class TestKeys:
         experiment = swept({"space": space}, sweep={"axes": {"method": methods}})
         found = [list(arm.space) for arm in plan_sweep(experiment, expand_members(experiment)).arms]
         assert found == [["method.classifier"], ["method.components"]]
+
+    def test_a_methods_own_key_takes_the_place_of_one_of_all_methods_wherever_it_stands(self) -> None:
+        own, of_all = {"choice": ["ridge", "knn"]}, {"choice": ["lda", "centroid"]}
+        for keys in (["probe.classifier", "method.classifier"], ["method.classifier", "probe.classifier"]):
+            experiment = swept({"space": {key: own if key.startswith("probe") else of_all for key in keys}})
+            (arm,) = plan_sweep(experiment, expand_members(experiment)).arms
+            assert arm.space["method.classifier"].ends == ("ridge", "knn")
+
+    @pytest.mark.parametrize("item", ["method.classifier=majority", "method={name: probe, classifier: majority}"])
+    def test_what_an_ablation_sets_is_not_searched_for(self, tmp_path: Path, item: str) -> None:
+        ladder = {"ladder": ["regime.validation=3", item]}
+        todo = agenda(swept({"trials": 4}, sweep={"ablations": ladder}), tmp_path)
+        assert [group.search is not None for group in todo.groups] == [True, True, False]
+        assert {plan.experiment.to_mapping()["method"]["classifier"] for plan in todo.groups[2].plans} == {"majority"}
+        drain(todo, tmp_path)
+        assert {json.loads(group.searched or "{}").get("method.classifier") for group in todo.groups[:2]} != {None}
+        assert todo.groups[2].searched is None
+
+    def test_an_ablation_that_gives_another_method_leaves_its_other_fields_to_the_search(self) -> None:
+        space = {**CHOICES, "tart.components": {"int": [2, 8]}}
+        experiment = swept({"space": space}, sweep={"ablations": {"leave_one_out": ["method={name: tart}"]}})
+        found = [list(arm.space) for arm in plan_sweep(experiment, expand_members(experiment)).arms]
+        assert found == [["method.classifier"], ["method.components"]]
+
+    @pytest.mark.parametrize(
+        ("axis", "key"),
+        [
+            ("method.classifier", "method.classifier"),
+            ("probe.classifier", "method.classifier"),
+            ("method.classifier", "probe.classifier"),
+            ("method.classifier", "method"),
+        ],
+    )
+    def test_an_axis_over_what_is_searched_for_is_refused(self, axis: str, key: str) -> None:
+        search = {"space": {key: {"choice": ["ridge", "knn"]}}}
+        said = rf"sweep\.axes: {axis}: .*\(sweep\.search\.space: {key}\); take it out of the axes or out of the space"
+        with pytest.raises(SpecError, match=said):
+            expand_members(swept(search, sweep={"axes": {axis: ["lda", "centroid"]}}))
+        of_another = swept(
+            {"space": {"tart.components": {"int": [2, 8]}}}, sweep={"axes": {"probe.classifier": ["lda"]}}
+        )
+        assert expand_members(of_another)
+
+    def test_arms_that_only_the_search_tells_apart_are_refused(self) -> None:
+        methods = [{"name": "probe"}, {"name": "probe", "classifier": "knn"}]
+        experiment = swept({}, sweep={"axes": {"method": methods}})
+        said = (
+            r"'classifier': 'knn'.*: differs from another arm \(sweep method=.*\) only in .*space: method\.classifier\)"
+        )
+        with pytest.raises(SpecError, match=said):
+            plan_sweep(experiment, expand_members(experiment))
 
     @pytest.mark.parametrize(
         ("space", "said"),

@@ -16,6 +16,7 @@ from graft.errors import SpecError
 from graft.hashing import digest
 from graft.results.ablations import FULL, label
 from graft.spec import section_class
+from graft.specfile import inside
 
 NOT_AN_ARM = ("name", "task.", "method.name", "regime.examples", "regime.seed", "training.seed", "sweep")
 """Keys of a spec that never tell two arms apart: the question, the axis and the repetitions."""
@@ -137,7 +138,7 @@ def _read(row: Mapping[str, Any]) -> dict[str, Any]:
         key: value
         for key, value in flatten(json.loads(row["spec"] or "{}"))
         # What a search chose is an arm's own affair; what it chose among several values may have keys of its own.
-        if not any(key == one or key.startswith(f"{one}.") for one in searched)
+        if not any(inside(key, one) for one in searched)
     }
     return {**row, "spec": spec, "models": json.loads(row["models"] or "{}")}
 

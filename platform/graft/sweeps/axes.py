@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from graft.errors import SpecError, suggest
 from graft.spec import Experiment, catalogue
-from graft.specfile import override, replaced
+from graft.specfile import inside, override, replaced
 from graft.sweeps.ablations import Ablation, ablations, check_changes
 from graft.swept import Sweep
 
@@ -84,10 +84,11 @@ def cells(experiment: Experiment) -> list[Cell]:
     """The grid of a sweep's axes in the order written, each with all ablations.
 
     Raises:
-        SpecError: a combination is not a valid spec.
+        SpecError: a combination is not a valid spec, or an axis sets what is searched for.
     """
     sweep = experiment.sweep
     assert sweep is not None
+    _check_searched(sweep)
     base = experiment.model_dump(mode="json", exclude_unset=True, exclude={"sweep"})
     wanted = ablations(sweep.ablations)
     arms = list(_arms(base, sweep))
@@ -133,6 +134,20 @@ def method_name(values: Mapping[str, Any]) -> str | None:
     """The method of a spec that is still a mapping."""
     method = values.get("method")
     return method.get("name") if isinstance(method, Mapping) else method
+
+
+def _check_searched(sweep: Sweep) -> None:
+    """Refuse an axis whose values a search would replace.
+
+    An axis of whole sections, such as `method`, stays: it sets more than what is searched for inside of them.
+    """
+    for axis, key in itertools.product(sweep.axes, sweep.search.space if sweep.search else ()):
+        (of_axis, own), (of_key, searched) = own_key(axis), own_key(key)
+        if inside(own, searched) and (of_axis is None or of_key is None or of_axis == of_key):
+            raise SpecError(
+                f"sweep.axes: {axis}: its values are replaced by what is searched for (sweep.search.space: {key}); "
+                "take it out of the axes or out of the space"
+            )
 
 
 def _arms(base: Mapping[str, Any], sweep: Sweep) -> Iterator[dict[str, Any]]:

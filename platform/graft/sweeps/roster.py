@@ -12,6 +12,9 @@ from graft.sweeps.ablations import names
 from graft.sweeps.axes import Cell, Member
 from graft.swept import Dimension, Sweep
 
+PROPOSALS = 2
+"""The version of how searches propose: where the same search would try other settings, it makes another sweep."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -43,7 +46,7 @@ class Roster:
             searched = [arm for arm in self.arms if arm.space]
             lines[:0] = [
                 f"search     {sweep.search.trials} settings for each of {len(searched)} arms with an amount of data, "
-                f"by {sweep.search.sampler}; {len(self.arms) - len(searched)} have none of the fields"
+                f"by {sweep.search.sampler}; {len(self.arms) - len(searched)} have none of the fields to search"
             ]
         if sweep.ablations is not None:
             counts = Counter(self.ablations[run_id] for run_id in self.plans)
@@ -81,7 +84,7 @@ def identify(experiment: Experiment, ablations: Mapping[str, str | None]) -> str
     called = sorted([run_id, name] for run_id, name in ablations.items() if name is not None)
     parts: list[Any] = [called or sorted(ablations)]
     if experiment.sweep is not None and experiment.sweep.search is not None:
-        parts.append(json.loads(experiment.sweep.search.model_dump_json()))
+        parts += [json.loads(experiment.sweep.search.model_dump_json()), PROPOSALS]
     return f"{experiment.name}-{hashing.digest(*parts)[:10]}"
 
 

@@ -28,8 +28,10 @@ from pyarrow import fs
 from graft import hashing
 from graft.errors import SpecError, suggest
 from graft.planning import Plan
+from graft.results.arms import flatten
 from graft.results.tables import LOWER_IS_BETTER, ordered
 from graft.spec import Experiment, Task
+from graft.specfile import inside, key_and_value
 from graft.storage import local_root, write_atomic
 from graft.sweeps.axes import Cell, method_name, own_key
 from graft.swept import Dimension, Search
@@ -77,23 +79,33 @@ class CellSearch:
         search: how it is looked for.
         space: dotted keys of the cell's own spec to what they may be.
         storage: Optuna's.
-        place: of the cell in the sweep.
+        place: of the cell in the sweep; it names the study and decides nothing.
+        run_id: of a run of the cell with the spec's own settings. The sampler's seed is drawn from it alone: it hashes
+            contents, so that what is proposed depends on no path and on no order of axes.
     """
 
-    def __init__(self, cell: Cell, search: Search, space: Mapping[str, Dimension], storage: BaseStorage, place: int):
-        self.cell, self.search, self.space = cell, search, dict(space)
+    def __init__(
+        self,
+        cell: Cell,
+        search: Search,
+        space: Mapping[str, Dimension],
+        storage: BaseStorage,
+        place: int,
+        run_id: str,
+    ):
+        # A sampler draws for one key after the other, and the order in which they are written is no part of the search.
+        self.cell, self.search, self.space = cell, search, dict(sorted(space.items()))
         self.base = cell.experiment(FIRST_TUNING_SEED)
         self.attempts: list[Attempt] = []
         self.metric = search.metric
         name = f"{place} {self.base.method.name if self.base.method else ''} {self.base.regime.examples} examples"
         if cell.ablation.name:
             name += f" {cell.ablation.name}"
-        seed = int(hashing.digest(name, json.dumps(self.base.question(), sort_keys=True))[:8], 16) % 2**31
         down = search.metric in LOWER_IS_BETTER
         self.study = optuna.create_study(
             storage=storage,
             study_name=name,
-            sampler=_sampler(search, seed),
+            sampler=_sampler(search, int(hashing.digest(run_id)[:8], 16) % 2**31),
             direction="minimize" if down else "maximize",
         )
         if (own := self._own_settings()) is not None:
@@ -240,21 +252,21 @@ class CellSearch:
 
 
 def spaces(search: Search, members: Sequence[tuple[Cell, Plan]]) -> list[dict[str, Dimension]]:
-    """What of a search's space each cell has, by the keys of its own spec.
+    """What of a search's space each cell has, by the keys of its own spec; not what its ablation sets.
 
     Args:
         search: with its space.
         members: the cells, each with the plan of one of its runs.
 
     Raises:
-        SpecError: a key that no arm has, a value that the field cannot have, or a metric that the task has not.
+        SpecError: a key that no arm has, a value that the field cannot have, a metric that the task has not, or two
+            cells that only what is searched for tells apart.
     """
     for _, plan in members:
         _check_metric(search.metric, plan)
-    found = [
-        {own_key(key)[1]: dimension for key, dimension in search.space.items() if _has(cell, plan, key)}
-        for cell, plan in members
-    ]
+    # A method's own keys come last, wherever they are written: they take the place of those of all methods.
+    keys = sorted(search.space, key=lambda key: own_key(key)[0] is not None)
+    found = [{own_key(key)[1]: search.space[key] for key in keys if _has(cell, plan, key)} for cell, plan in members]
     for key in search.space:
         if not any(_has(cell, plan, key) for cell, plan in members):
             names = sorted({plan.experiment.method.name for _, plan in members if plan.experiment.method})
@@ -263,6 +275,7 @@ def spaces(search: Search, members: Sequence[tuple[Cell, Plan]]) -> list[dict[st
             )
     if search.pruner is not None:
         _check_pruner([plan.experiment for (_, plan), space in zip(members, found, strict=True) if space])
+    _check_apart(members, found)
     for (cell, _), space in zip(members, found, strict=True):
         for key, dimension in space.items():
             for end in dimension.ends:
@@ -286,6 +299,20 @@ def _check_pruner(experiments: Sequence[Experiment]) -> None:
             "sweep.search.pruner: asha compares trainings at their looks at held-out examples, and there are none; set "
             "training.validate_every_steps, for example to a ninth of training.max_steps"
         )
+
+
+def _check_apart(members: Sequence[tuple[Cell, Plan]], found: Sequence[Mapping[str, Dimension]]) -> None:
+    """Refuse cells that would be one arm of the report, since it names none by what a search has chosen."""
+    seen: dict[str, Cell] = {}
+    for (cell, plan), space in zip(members, found, strict=True):
+        spec = flatten(plan.experiment.question())
+        rest = json.dumps({key: value for key, value in spec if not any(inside(key, own) for own in space)})
+        other = seen.setdefault(rest, cell)
+        if other is not cell:
+            raise SpecError(
+                f"{cell.origin}: differs from another arm ({other.origin}) only in what is searched for "
+                f"(sweep.search.space: {', '.join(space)}); take one of the two arms out, or the key out of the space"
+            )
 
 
 class Journal:
@@ -325,6 +352,9 @@ def _has(cell: Cell, plan: Plan, key: str) -> bool:
     method, own = own_key(key)
     if method not in (None, method_name(cell.values)):
         return False
+    taken = [taken_key for item in cell.ablation.items for taken_key, _ in flatten(dict([key_and_value(item)]))]
+    if any(inside(own, one) or inside(one, own) for one in taken):
+        return False  # what was taken away would be searched for, and be there again
     head, _, rest = own.partition(".")
     if head == "training":
         return any(hasattr(node, "build") for node in plan.graph.nodes)

@@ -124,7 +124,8 @@ class _Sweep:
         for place, arm in enumerate(self.roster.arms):
             search = None
             if arm.space and self.sweep.search is not None and arm.cell is not None:
-                search = CellSearch(arm.cell, self.sweep.search, arm.space, self.journal.storage, place)
+                storage, run_id = self.journal.storage, arm.plans[0].run_id
+                search = CellSearch(arm.cell, self.sweep.search, arm.space, storage, place, run_id)
             groups.append(Group(list(arm.plans), self.roster.ablations[arm.plans[0].run_id], search))
         self.status.arms = _arms(self.roster, groups)
         for note in changes(self.experiment, self.roster.sweep_id, self.files):
