@@ -143,6 +143,35 @@ def test_the_best_arm_stands_as_its_comparisons_say(record) -> None:
     assert (difference.low, difference.high) == pytest.approx((reference.low, reference.high))
 
 
+@pytest.mark.parametrize(
+    ("failed", "held_against", "differences_to"),
+    [
+        ((), "the strongest simple baseline of its column", "the strongest simple baseline,"),
+        ((8,), "baseline (where none has results, the best arm) of its", "the strongest simple baseline,"),
+        (
+            (64,),
+            "baseline (where none has results, the best arm) of its",
+            "the best arm (no simple baseline has results),",
+        ),
+        ((8, 64), "the best arm (no simple baseline has results) of", "the best arm (no simple baseline has results),"),
+    ],
+)
+def test_the_reference_is_called_what_it_is_in_its_own_column(
+    tmp_path, record, failed: tuple[int, ...], held_against: str, differences_to: str
+) -> None:
+    tables = []
+    for size, seed in [(size, seed) for size in (8, 64) for seed in range(3)]:
+        for method, value in (("probe", 0.6), ("icl", 0.7), ("full", 0.65)):
+            lost = "too long" if method == "probe" and size in failed else None
+            one = record(method, {}, examples=size, seed=seed, error=lost)
+            values = {"accuracy": value + 0.01 * seed}
+            tables.append(failure_table(one) if lost else metric_table(one, values, n=100))
+    for text in report_of(tmp_path / "s", *tables):
+        words = " ".join(text.split())
+        assert held_against in words
+        assert f"Paired differences in accuracy to {differences_to} with p corrected" in words
+
+
 def test_what_the_interval_covers_is_said_and_nothing_beats(tmp_path, sweep) -> None:
     for text in report_of(tmp_path / "s", sweep()):
         words = " ".join(text.split())

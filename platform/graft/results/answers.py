@@ -61,7 +61,7 @@ def _against_baseline(standing: Standing, comparisons: Sequence[Comparison]) -> 
     if is_baseline(standing.best):
         return [sentence("It is itself a simple baseline: nothing that was tried here has a better mean.")]
     if own is None:
-        return [sentence("No simple baseline was run beside it, so what it gains over one is not known.")]
+        return [sentence("No simple baseline has results beside it, so what it gains over one is not known.")]
     known = f", 95 % interval {limits(own.difference, sign=True)}" if limits(own.difference) else ""
     p = "" if own.corrected_p is None else f", corrected p {p_text(own.corrected_p)}"
     word = {"better": "better than", "worse": "worse than", "equivalent": "equivalent to"}

@@ -27,6 +27,9 @@ from graft.tasks.groups import MACRO
 CURVES = ("log_loss",)
 """Metrics drawn besides the main one."""
 
+BASELINE, BEST = "the strongest simple baseline", "the best arm (no simple baseline has results)"
+"""What the arms of a column may be held against."""
+
 Run = Mapping[str, Any]
 """The columns of a run, and its `arm`."""
 
@@ -85,8 +88,8 @@ class Section:
     """Arm and examples to its verdict against the reference of the column."""
     references: Mapping[int, str]
     """Examples to the strongest baseline, or the best arm where there is no baseline."""
-    has_baseline: bool
-    """Whether the references are baselines."""
+    baselines: frozenset[int]
+    """The examples whose reference is a baseline: where it failed, the others have the best arm among them."""
     curves: tuple[str, ...]
     laws: tuple[Law, ...]
     standings: tuple[Standing, ...]
@@ -102,6 +105,22 @@ class Section:
     """Heading of a cost to the arms that nothing is as good as for less."""
     search: SearchPart | None
     colours: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def held_against(self) -> str:
+        """What the references are, in words."""
+        if not self.baselines:
+            return BEST
+        return (
+            BASELINE
+            if self.baselines >= self.references.keys()
+            else f"{BASELINE} (where none has results, the best arm)"
+        )
+
+    @property
+    def differs_from(self) -> str:
+        """What the reference of the differences is, in words."""
+        return BASELINE if max(self.references, default=None) in self.baselines else BEST
 
     @property
     def discordant(self) -> tuple[Comparison, ...]:
@@ -142,7 +161,7 @@ def section(
     last = max(references, default=None)
     rank = {cell.arm: place for place, cell in enumerate(grid.ranked(last))} if last is not None else {}
     differences = sorted((one for one in compared if one.examples == last), key=lambda one: rank[one.arm])
-    baseline = any(is_baseline(one) and one.cell.arm in references.values() for one in own)
+    baselines = frozenset(one.cell.examples for one in own if is_baseline(one) and one.cell.examples in references)
     prices = prices_of(runs, standings[-1].examples, grid) if standings else {}
     label = metric.replace("_", " ").capitalize()
     columns = {
@@ -162,7 +181,7 @@ def section(
         grids=found,
         verdicts={(one.arm, one.examples): one.verdict for one in compared},
         references=references,
-        has_baseline=baseline,
+        baselines=baselines,
         curves=_curves(task, cells, found, {law.arm: law.fit for law in laws if law.fit}),
         laws=laws,
         standings=tuple(standings),
