@@ -172,7 +172,8 @@ class Trial(Section):
     gpus: float | None = Field(None, ge=0)
     """GPUs, or the share of one; null is one where the cluster has some and the run may use it."""
     seconds: float | None = Field(None, gt=0)
-    """After so long it is stopped and counts as failed; null lets it run."""
+    """After so long it is stopped and counts as failed, for good unless this is raised; null lets it run. Of attempts
+    that were killed, what their last checkpoint stands for counts too."""
     memory_gib: float | None = Field(None, gt=0)
     """A process that grows beyond this is stopped, and its run counts as failed; null leaves it to the machine."""
 

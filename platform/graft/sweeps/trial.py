@@ -20,7 +20,7 @@ from graft import planning, runner
 from graft.errors import GraftError, ModelError, OutOfMemoryError, PrunedError
 from graft.spec import Experiment
 from graft.storage import open_storage
-from graft.sweeps.limits import LimitError, limited
+from graft.sweeps.limits import LimitError, Spent, limited, too_long
 from graft.sweeps.work import Work
 
 log = logging.getLogger(__name__)
@@ -57,11 +57,15 @@ class GraftTrial(tune.Trainable):  # type: ignore[misc]
         run_id = self.config["run_id"]
         try:
             plan = self._plan(run_id)
-            with limited(self.work.limits):
+            spent = Spent(self.files, run_id)
+            if said := too_long(self.work.limits, spent.earlier):
+                return {"done": True, "error": said}
+            with limited(self.work.limits, spent):
                 worst = json.loads(self.config.get("worst", "{}"))
                 worst = {int(step): loss for step, loss in worst.items()}
                 together = runner.together(plan, self.work.storage, None)
                 result = runner.carry_out(plan, self.files, self.store, together=together, worst=worst)
+            spent.forget()
         except PrunedError as error:
             return {
                 "done": True,
