@@ -111,6 +111,12 @@ def children(files: fs.FileSystem, folder: str) -> list[str]:
     return sorted(info.base_name for info in found if not info.base_name.startswith("."))
 
 
+def files_below(files: fs.FileSystem, folder: str) -> set[str]:
+    """Paths of all files below a folder, hidden ones left out; empty where there is no such folder."""
+    found = files.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
+    return {info.path for info in found if info.type == fs.FileType.File and not info.base_name.startswith(".")}
+
+
 @contextlib.contextmanager
 def clean_if_wrong(files: fs.FileSystem, folder: str) -> Iterator[None]:
     """Wrong input that shows only inside leaves no folder, unless it was there before or holds trained weights."""

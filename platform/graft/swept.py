@@ -14,6 +14,9 @@ from graft.specfile import inside, key_and_value
 MOST_FACTORS = 10
 """Items of a factorial at most: 1,024 combinations, each once per seed and axis value."""
 
+FIRST_TUNING_SEED = 1000
+"""Tuning seeds begin here, so that no result is reported on a seed that chose a setting."""
+
 
 class OneOf(Section):
     """A section of which exactly one field is given."""
@@ -189,7 +192,7 @@ class Sweep(Section):
     null takes nothing away."""
     seeds: int | dict[int, int] = 1
     """Seed i sets `regime.seed` and `training.seed` to i, for i from 0; or for each amount of data its own number:
-    `{8: 10, 512: 3}`."""
+    `{8: 10, 512: 3}`. At most 1,000: those from 1000 on are for tuning."""
     search: Search | None = None
     """Looks for the best setting of each arm before it is reported on; null takes the settings as written."""
     margin: float | None = Field(None, gt=0)
@@ -211,10 +214,15 @@ class Sweep(Section):
 
     @field_validator("seeds")
     @classmethod
-    def _at_least_one(cls, seeds: Any) -> Any:
+    def _one_to_a_thousand(cls, seeds: Any) -> Any:
         counts = seeds.values() if isinstance(seeds, dict) else [seeds]
         if not counts or min(counts) < 1:
             raise ValueError(f"give at least one seed; got {seeds}")
+        if max(counts) > FIRST_TUNING_SEED:
+            raise ValueError(
+                f"seeds from {FIRST_TUNING_SEED} on are for tuning (sweep.search.seeds); give at most "
+                f"{FIRST_TUNING_SEED:,}, got {max(counts):,}"
+            )
         return seeds
 
     def seeds_of(self, examples: int) -> int:

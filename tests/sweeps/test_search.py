@@ -392,6 +392,12 @@ class TestKeys:
         found = [(one.regime.examples, one.regime.seed) for one in expand(Experiment.from_mapping(base))]
         assert found == [(16, 0), (16, 1), (16, 2), (32, 0)]
         assert Experiment.from_mapping(Experiment.from_mapping(base).to_mapping()).sweep is not None
+        for seeds in (1001, {16: 3, 32: 1001}):
+            with pytest.raises(
+                SpecError, match=r"sweep\.seeds: seeds from 1000 on are for tuning .* at most 1,000, got"
+            ):
+                Experiment.from_mapping({**base, "sweep": {**sweep, "seeds": seeds}})
+        assert Experiment.from_mapping({**base, "sweep": {**sweep, "seeds": 1000}}).sweep is not None
         sweep["seeds"] = {16: 3}
         with pytest.raises(SpecError, match=r"sweep\.seeds: 32 examples are not listed \(those that are: 16\)"):
             expand(Experiment.from_mapping(base))

@@ -1,4 +1,4 @@
-"""MLflow and Weights & Biases are told of each run once; without their packages the cure is said."""
+"""TensorBoard, MLflow and Weights & Biases are told of each run once; without their packages the cure is said."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from graft import planning, runner
 from graft.errors import SpecError
 from graft.spec import Experiment
 from graft.storage import open_storage
+from graft.sweeps.curves import Curves
 from graft.sweeps.sweep import run_sweep
 from graft.sweeps.tracking import trackers
 
@@ -28,6 +29,21 @@ def test_a_package_that_is_not_there_is_named(name: str, tmp_path: Path, monkeyp
         SpecError, match=rf"sweep\.track: {name} is not installed: pip install 'graft-compose\[{name}\]'"
     ):
         run_sweep(spec([name]), tmp_path)
+
+
+def test_a_point_that_a_kill_left_unwritten_is_written_by_the_next_command(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    files = open_storage(tmp_path)
+    plan = planning.plan(Experiment.from_mapping(spec([]).to_mapping() | {"sweep": None}))
+    folder = tmp_path / "s" / "tensorboard" / plan.run_id
+    folder.mkdir(parents=True)
+    (folder / ".events.out.tfevents.1.tmp").touch()
+    for _ in range(2):  # the second time as another command
+        Curves(files, "s").write(plan, {"accuracy": 0.5})
+        (written,) = folder.glob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(written)).Reload()
+    assert [(point.step, point.value) for point in accumulator.Scalars("accuracy")] == [(16, 0.5)]
 
 
 def test_mlflow_has_each_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,13 @@ Each run is one point: its metrics over the number of labelled examples, and its
 
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyarrow import fs
 
 from graft.planning import Plan
-from graft.storage import children, local_root, writing
+from graft.storage import files_below, write_atomic, writing
 
 
 class Curves:
@@ -25,7 +25,8 @@ class Curves:
     def __init__(self, files: fs.SubTreeFileSystem, folder: str) -> None:
         self.files = files
         self.folder = f"{folder}/tensorboard"
-        self.known = set(children(files, self.folder))
+        # By their files, which are whole: a kill may have left a run's folder with nothing in it.
+        self.known = {PurePosixPath(path).parent.name for path in files_below(files, self.folder)}
 
     def write(self, plan: Plan, metrics: Mapping[str, float | None]) -> None:
         """Write a run's point, unless an earlier command did.
@@ -36,24 +37,19 @@ class Curves:
         if plan.run_id in self.known:
             return
         self.known.add(plan.run_id)
-        place = f"{self.folder}/{plan.run_id}"
         values = {name: value for name, value in metrics.items() if value is not None}
-        settings = flat(plan.experiment.question())
-        with writing(place):
-            root = local_root(self.files)
-            if root:
-                return _write(root / place, settings, values, plan.examples.num_rows)
-            with tempfile.TemporaryDirectory() as local:
-                _write(Path(local), settings, values, plan.examples.num_rows)
-                fs.copy_files(local, place, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files)
+        place = f"{self.folder}/{plan.run_id}"
+        with writing(place), tempfile.TemporaryDirectory() as local:
+            _write(local, flat(plan.experiment.question()), values, plan.examples.num_rows)
+            for file in Path(local).iterdir():
+                write_atomic(self.files, f"{place}/{file.name}", file.read_bytes())
 
 
-def _write(folder: Path, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+def _write(folder: str, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
     from tensorboardX import SummaryWriter
     from tensorboardX.summary import hparams
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with SummaryWriter(logdir=str(folder), write_to_disk=True) as writer:
+    with SummaryWriter(logdir=folder, write_to_disk=True) as writer:
         for summary in hparams(dict(settings), dict(metrics)):
             writer.file_writer.add_summary(summary)
         for name, value in metrics.items():

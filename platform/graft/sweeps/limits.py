@@ -21,7 +21,7 @@ from typing import Any
 from pyarrow import fs
 
 from graft.errors import GraftError, StoreError
-from graft.storage import exists, read_bytes, write_atomic
+from graft.storage import exists, files_below, read_bytes, write_atomic
 from graft.swept import Trial
 
 SECONDS_BETWEEN_LOOKS = 0.25
@@ -77,8 +77,7 @@ class Spent:
             self.files.delete_file(self.path)
 
     def _checkpoints(self) -> set[str]:
-        found = fs.FileSelector(f"{self.folder}/checkpoints", allow_not_found=True, recursive=True)
-        return {info.path for info in self.files.get_file_info(found) if not info.base_name.startswith(".")}
+        return files_below(self.files, f"{self.folder}/checkpoints")
 
 
 @contextlib.contextmanager

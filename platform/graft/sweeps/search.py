@@ -34,12 +34,9 @@ from graft.spec import Experiment, Task
 from graft.specfile import inside, key_and_value
 from graft.storage import local_root, write_atomic
 from graft.sweeps.axes import Cell, method_name, own_key
-from graft.swept import Dimension, Search
+from graft.swept import FIRST_TUNING_SEED, Dimension, Search
 from graft.tasks.metrics import CLASSIFICATION, GENERATION
 from graft.tasks.regimes import fold_count
-
-FIRST_TUNING_SEED = 1000
-"""Tuning seeds begin here, so that no result is reported on a seed that chose a setting."""
 
 REDUCTION = 3
 """Of the settings that reach a rung one in so many goes on."""
