@@ -41,6 +41,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     [
         ("method.clasifier", "ridge", ["method: ", "'clasifier'", "did you mean 'classifier'"]),
         ("nmae", "y", ["'nmae'", "did you mean 'name'"]),
+        ("probe.classifier", "ridge", ["'probe'", "write method.KEY"]),
         ("regime.exmples", 3, ["regime: ", "did you mean 'examples'"]),
         ("method.name", "prob", ["method: ", "unknown method 'prob'", "did you mean 'probe'"]),
         ("task.name", "digit", ["task: ", "did you mean 'digits'"]),

@@ -32,9 +32,14 @@ class Section(BaseModel):
                     raise PydanticCustomError(
                         "unknown_key",
                         "unknown key '{key}'; {cure}",
-                        {"key": str(key), "cure": suggest(str(key), cls.model_fields)},
+                        {"key": str(key), "cure": cls.cure(str(key))},
                     )
         return values
+
+    @classmethod
+    def cure(cls, key: str) -> str:
+        """What to write in place of a key that is unknown."""
+        return suggest(key, cls.model_fields)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str = "spec") -> Self:

@@ -330,6 +330,13 @@ class Experiment(Document):
     serve: Serving = Serving()
     """What its models are given where they are hosted."""
 
+    @classmethod
+    def cure(cls, key: str) -> str:
+        """A method's name begins keys in a sweep's axes and search alone."""
+        if key in catalogue("method"):
+            return f"a run has one method: write method.KEY for a field of {key}"
+        return super().cure(key)
+
     @model_validator(mode="after")
     def _can_be_sharded(self) -> Self:
         check_sharding(self.scaling, self.training)
