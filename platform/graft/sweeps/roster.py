@@ -46,7 +46,7 @@ class Roster:
             searched = [arm for arm in self.arms if arm.space]
             lines[:0] = [
                 f"search     {sweep.search.trials} settings for each of {len(searched)} arms with an amount of data, "
-                f"by {sweep.search.sampler}; {len(self.arms) - len(searched)} have none of the fields to search"
+                f"by {sweep.search.sampler}; {len(self.arms) - len(searched)} have nothing to search"
             ]
         if sweep.ablations is not None:
             counts = Counter(self.ablations[run_id] for run_id in self.plans)
