@@ -6,14 +6,17 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import graft.models
 from graft.errors import ModelError
+from graft.models.decoding import Asked, check
 from graft.spec import ModelSource
 
 CHAT = (
@@ -250,6 +253,35 @@ def test_the_number_of_weights_of_a_real_and_of_a_sharded_model(minilm: str, tin
     whole = graft.models.load(str(tiny_bert))
     shutil.copy(next(folder.glob("*.safetensors")), folder / "consolidated.safetensors")
     assert graft.models.load(str(folder)).parameters == whole.parameters
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5", "tiny_bert"])
+def test_a_token_that_the_network_does_not_know_is_refused_before_it_meets_others(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str
+) -> None:
+    """Published folders may have a tokenizer with more tokens than their model has rows for."""
+    from transformers import AutoTokenizer
+
+    folder = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "grown"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    model = graft.models.load(str(folder))
+    asks: list[Callable[[str], Any]] = [
+        lambda text: model.embed(["a", text]),
+        lambda text: model.count_tokens(["a", text]),
+    ]
+    if name != "tiny_bert":
+        asks += [
+            lambda text: check(model, Asked(text, 3)),
+            lambda text: model.generate(["a", text], 3),
+            lambda text: model.score([text], [" a", " b"]),
+            lambda text: model.score(["a"], [" b", text]),
+        ]
+    for ask in asks:
+        ask("what is <pad> for?")
+        with pytest.raises(ModelError, match=r"'\[PAD\]' \(id 400\), but the model embeds 400 tokens .* leave it out"):
+            ask("what is [PAD] for?")
 
 
 def test_an_architecture_nobody_knows(tiny_llama: Path, tmp_path: Path) -> None:

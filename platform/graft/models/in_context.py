@@ -202,11 +202,12 @@ def as_block(model: CausalModel, text: str, begin: int, end: int) -> Block:
     """A text as tokens, and those of them that lie between two of its characters.
 
     Raises:
-        ModelError: the tokenizer cannot say where tokens lie, or none lies there.
+        ModelError: the tokenizer cannot say where tokens lie, none lies there, or the network does not know one.
     """
     if not model.tokenizer.is_fast:
         raise ModelError(f"{model.source.source}: its tokenizer cannot say where tokens end; use protocol: stream")
     encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    model.refuse_unknown([encoded["input_ids"]])
     inside = [at for at, (first, last) in enumerate(encoded["offset_mapping"]) if last > begin and first < end]
     if not inside:
         raise ModelError(f"{text[begin:end]!r} has no token; drop empty texts")

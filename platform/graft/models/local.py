@@ -268,7 +268,24 @@ class LocalModel(Model):
             return_token_type_ids=False,
             verbose=False,
         )
-        return list(encoded["input_ids"])
+        rows = list(encoded["input_ids"])
+        self.refuse_unknown(rows)
+        return rows
+
+    def refuse_unknown(self, rows: Sequence[Sequence[int]]) -> None:
+        """Raise where a text has a token that the network has no row for: it would fail, and all that is beside it.
+
+        Raises:
+            ModelError: a tokenizer has more tokens than its model's embedding, and a text has one of them.
+        """
+        limit = getattr(self.config.get_text_config(), "vocab_size", None)
+        worst = max((max(row) for row in rows if row), default=0)
+        if limit is not None and worst >= limit:
+            raise ModelError(
+                f"{self.source.source}: a text has the token {self.tokenizer.convert_ids_to_tokens(worst)!r} (id "
+                f"{worst}), but the model embeds {limit} tokens (ids 0 to {limit - 1}); leave it out of the text, or "
+                "name a model that was saved after resize_token_embeddings"
+            )
 
     def never_empty(self, ids: list[int]) -> list[int]:
         """A sequence that the model can read: an empty one is its start token alone."""
@@ -277,6 +294,7 @@ class LocalModel(Model):
         known = self.tokenizer
         for start in (known.bos_token_id, known.eos_token_id, known.pad_token_id):
             if start is not None:
+                self.refuse_unknown([[start]])
                 return [start]
         raise ModelError(
             f"{known.name_or_path}: a text has no token and the tokenizer has no start token; drop empty texts"
