@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,12 @@ def alone(model: Model, asked: Asked) -> Written:
 
 
 def check_equal(model: Model, line: Line) -> None:
-    """Everyone was told what the model writes for them alone."""
+    """Everyone was told what the model writes for them alone, in as many tokens."""
     for asked, pieces in line.told.items():
+        before = model.usage.forward_passes
         written, told = alone(model, asked), whole(pieces)
         assert (told.text, told.finish) == (written.text, "stop" if written.whole else "length")
-        assert told.tokens <= asked.max_new_tokens
+        assert told.tokens == model.usage.forward_passes - before <= asked.max_new_tokens
         assert not any(piece.prompt_tokens for piece in pieces[1:])
         assert told.prompt_tokens == len(model.rows_to_write([asked.prompt], asked.max_new_tokens)[0])
 
@@ -356,6 +358,52 @@ def test_a_real_model_and_a_tokenizer_that_drops_spaces(stories: Path) -> None:
     first = [piece.text for piece in line.told[asked[0]]]
     assert len(first) > 40
     assert "".join(first).startswith(", there was a little girl named Lily. She loved to play")
+
+
+def test_a_stop_string_of_bytes_ends_a_text_at_its_token(stories: Path) -> None:
+    """Llama's tokenizers write a line's end as a byte, and only the next token says what bytes spell together."""
+    model = graft.models.load(str(stories))
+    plain, drawn = (Asked("Once upon a time", 150, stop=("\n",), temperature=one, seed=1) for one in (0.0, 1.0))
+    line = run(model, [(0, plain), (0, drawn)])
+    check_equal(model, line)
+    assert {whole(pieces).finish for pieces in line.told.values()} == {"stop"}
+    prompt = plain.ids or []
+    for stop, new in dictated(model.tokenizer):
+        asked = Asked(plain.prompt, len(new), stop=stop)
+        with dictating(model, len(prompt), new):
+            line = run(model, [(0, asked)])
+            check_equal(model, line)
+
+
+def dictated(tokenizer: Any) -> Iterator[tuple[tuple[str, ...], list[int]]]:
+    """Stop strings, and tokens many of which are bytes that spell them, or would but for what comes before or after."""
+    line, *octets = tokenizer.convert_tokens_to_ids(["<0x0A>", "<0xE4>", "<0xBD>", "<0xA0>"])
+    a, b = tokenizer.convert_tokens_to_ids(["a", "b"])
+    lily = tokenizer(" Lily", add_special_tokens=False)["input_ids"]
+    yield ("\n",), [line] * 20
+    yield ("\n",), [line, octets[0], *lily]
+    yield ("\n",), [octets[0], line, *lily]
+    yield ("a\n",), [a, line, octets[0], b]
+    draw = random.Random(5)
+    for _ in range(24):
+        new: list[int] = []
+        for _ in range(4):
+            # Runs are no longer than what `write` reads again after each token.
+            new += draw.choice([[line], [line, *octets], [*octets, line], octets[:2], [line, octets[0]], [*octets] * 2])
+            new += draw.choice([[a], [b], lily])
+        yield draw.choice([("\n",), ("你",), ("\n\n", "b你\n"), ("a\n", "你a"), ("b\n你",)]), new
+
+
+@contextlib.contextmanager
+def dictating(model: Any, prompt_tokens: int, new: Sequence[int]) -> Iterator[None]:
+    """The model writes these tokens after a prompt that it reads alone."""
+
+    def prefer(_network: Any, _args: Any, output: Any) -> None:
+        output.logits[:, -1, new[output.past_key_values.get_seq_length() - prompt_tokens]] += 1000.0
+
+    hook = model.network.register_forward_hook(prefer)
+    yield
+    hook.remove()
 
 
 class Elsewhere(Model):

@@ -72,22 +72,29 @@ class Text:
             self.in_run = True
         elif token not in self.spelling.special:
             self.in_run = False
-        return "" if self.in_run else self._tell(last=False)
+        return "" if self.in_run else self._tell()
 
     def rest(self) -> str:
-        """What was not sure; nothing follows any more."""
-        return self._tell(last=True)
+        """What is not sure: the text's end if nothing follows any more, and maybe something else if anything does."""
+        text, told, _ = self._read()
+        return text[told:]
 
-    def _tell(self, last: bool) -> str:
+    def _read(self) -> tuple[str, int, int]:
+        """The window's text, how much of it is told, and how many of the window's tokens stand before it."""
         text = self.spelling.text(self.window)
         if self.given_tokens and not text.startswith(self.told):
             # The prompt's last character has become another one: `completion` reads the new tokens alone.
-            self.window = self.window[self.given_tokens :]
-            text = self.spelling.text(self.window)
-            self.told, self.given_tokens, self.given = text[: len(self.told) - self.given], 0, 0
+            text, start = self.spelling.text(self.window[self.given_tokens :]), self.given_tokens
+            return text, len(self.told) - self.given, start
+        return text, len(self.told), 0
+
+    def _tell(self) -> str:
+        text, told, start = self._read()
+        if start:
+            self.window, self.told, self.given_tokens, self.given = self.window[start:], text[:told], 0, 0
         # Of bytes that may become a character, a decoder makes one sign, and it is the last one.
-        sure = len(text) - (text.endswith(PART) and not last)
-        new = text[len(self.told) : sure]
+        sure = len(text) - text.endswith(PART)
+        new = text[told:sure]
         if new:
             self.told = text[:sure]
         if len(self.window) > LONGEST_WINDOW and len(self.told) == len(text):

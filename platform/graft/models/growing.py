@@ -43,13 +43,14 @@ class Growing:
         ended = token in self.ends
         last = ended or self.tokens >= self.asked.max_new_tokens
         self._held += self.text.add(token)
-        if last:
-            self._held += self.text.rest()
-        at, stop = first_of(self._held, self.asked.stop), self.asked.stop
+        stop = self.asked.stop
+        # Bytes that belong together may already spell a stop string, and what follows could spell another text.
+        text = self._held + (self.text.rest() if last or (stop and self.text.in_run) else "")
+        at = first_of(text, stop)
         if at is not None:
-            self._held, self.finish = self._held[:at], "stop"
+            self._held, self.finish = text[:at], "stop"
         elif last:
-            self.finish = "stop" if ended else "length"
+            self._held, self.finish = text, "stop" if ended else "length"
         sure = len(self._held) - (begun(self._held, stop) if self.finish is None else 0)
         if not sure and self.finish is None:
             return None
