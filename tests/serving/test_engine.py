@@ -3,14 +3,18 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import graft.models
 from graft.errors import ModelError, ServeError
+from graft.hosted import Hosting
 from graft.models.asked import Asked, Piece
 from graft.serving.engine import Engine
+from graft.serving.replica import ModelReplica
 
 
 class Typist:
@@ -265,3 +269,30 @@ def test_a_real_model_answers_many_who_come_and_go(request: pytest.FixtureReques
         run(work), model.write(prompts, 10), model.rows_to_write(prompts, 10), strict=True
     ):
         assert (told, finish == "stop", tokens) == (written.text, written.whole, len(row))
+
+
+def test_a_busy_model_lets_its_process_answer_others_while_an_engine_is_made(tiny_llama: Path) -> None:
+    model = graft.models.load(str(tiny_llama))
+    held, answered = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def score() -> None:
+        with model.lock:
+            held.set()
+            waited.append(answered.wait(20))
+
+    async def work() -> list[Engine]:
+        replica = ModelReplica("d", [], Hosting(), [])
+        runs: list[Any] = [SimpleNamespace(answering=SimpleNamespace(speaker=model), engine=None) for _ in range(2)]
+        several = [asyncio.create_task(replica._engine(one)) for one in (*runs, runs[0])]
+        await asyncio.sleep(0)
+        assert await replica.ready()
+        answered.set()
+        return await asyncio.gather(*several)
+
+    busy = threading.Thread(target=score)
+    busy.start()
+    held.wait()
+    assert len(set(run(work))) == 1
+    busy.join()
+    assert waited == [True]

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -79,6 +79,7 @@ class ModelReplica:
         log_as_serve(log)
         self.places: dict[str, Place] = {}
         self.engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
+        self.making: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.tasks: OrderedDict[tuple[str, int, str], tuple[list[Node], Examples]] = OrderedDict()
         self.held: dict[str, Any] = {}
         self._run = serve.multiplexed(max_num_models_per_replica=hosting.max_runs)(self._loader())
@@ -109,7 +110,7 @@ class ModelReplica:
             yield self._refusal(writing, error)
             return
         try:
-            async with aclosing(passages.pieces(self._engine(run))) as pieces:
+            async with aclosing(passages.pieces(await self._engine(run))) as pieces:
                 async for found in pieces:
                     self._tell(writing.place.run_id, found)
                     yield Pieces(tuple(found))
@@ -150,13 +151,16 @@ class ModelReplica:
         log.info("%s: loaded %s", self.name, place.run_id)
         return run
 
-    def _engine(self, run: Loaded) -> Engine:
+    async def _engine(self, run: Loaded) -> Engine:
         """What writes with the run's model, one for all runs that answer with the same."""
         if run.engine is None:
             speaker = run.answering.speaker
-            engine = self.engines.get(speaker.fingerprint)
-            if engine is None:
-                engine = self.engines[speaker.fingerprint] = Engine.of(speaker, self.hosting.max_batch_size)
+            async with self.making[speaker.fingerprint]:
+                engine = self.engines.get(speaker.fingerprint)
+                if engine is None:
+                    # It looks at the network, whose lock may be held for as long as a batch takes.
+                    engine = await asyncio.to_thread(Engine.of, speaker, self.hosting.max_batch_size)
+                    self.engines[speaker.fingerprint] = engine
             run.engine = engine
         return run.engine
 
