@@ -1,15 +1,24 @@
 """What a server tells Prometheus, and the dashboard that asks for it; test_deploy.py reads it from a real node."""
 
 import ast
+import asyncio
 import json
 import re
+from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.fs as fs
 import pytest
 
+import graft.models
+from graft.hosted import Hosting
+from graft.models.asked import Piece
 from graft.serving import telemetry
+from graft.serving.replica import ModelReplica
 from graft.serving.telemetry import METRICS, Telemetry
+from graft.serving.wire import Manner, Place, Segment, Writing
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "cluster" / "serve" / "grafana.json").read_text())
@@ -68,6 +77,47 @@ def test_a_node_that_fails_is_measured_and_still_fails(told: list[Any]) -> None:
     with pytest.raises(ValueError, match="mine"), Telemetry().node("embed", "0-embed", "run"):
         raise ValueError("mine")
     assert [name for name, *_ in told] == ["graft_node_seconds"]
+
+
+def gauges(told: list[Any]) -> list[tuple[int, int]]:
+    """Texts that were running and waiting, each time that was told."""
+    running, waiting = ([one[2] for one in told if one[0] == f"graft_{kind}_texts"] for kind in ("running", "waiting"))
+    return list(zip(running, waiting, strict=True))
+
+
+@pytest.mark.parametrize("how", ["whole", "left", "refused"])
+def test_texts_are_told_of_from_their_beginning_to_their_end(told: list[Any], tiny_llama: Path, how: str) -> None:
+    model = graft.models.load(str(tiny_llama))
+    node = SimpleNamespace(speaker=model, verbatim=str, max_new_tokens=300 if how == "refused" else 60)
+    place = Place("run", fs.SubTreeFileSystem("/", fs.LocalFileSystem()), "run")
+
+    async def loaded(_run_id: str) -> Any:
+        return run
+
+    async def work() -> None:
+        replica = ModelReplica("d", [], Hosting(), [])
+        replica._run = loaded  # Serve's own asks other processes
+        writing = Writing(place, Segment("d", 0, 1, ()), Manner(choices=2, whole=how == "whole"), ("The cat", "It"))
+        async with aclosing(replica.write(writing)) as messages:
+            async for message in messages:
+                assert bool(message.refused) == (how == "refused")
+                pieces.extend(piece for _, piece in message.items)
+                if how == "left":
+                    break
+
+    run, pieces = SimpleNamespace(answering=node, engine=None), list[Piece]()
+    asyncio.run(work())
+    found = gauges(told)
+    assert any(waiting for _, waiting in found)
+    assert any(running for running, _ in found) == (how != "refused")
+    assert found[-1] == (0, 0)
+    read, written = (
+        sum(one[2] for one in told if one[0] == "graft_tokens_total" and one[3]["kind"] == kind)
+        for kind in ("prompt", "completion")
+    )
+    if how == "whole":  # each prompt is counted once, whatever follows it
+        assert read == sum(map(len, model.rows_to_write(["The cat", "It"], 60)))
+        assert written == sum(piece.tokens for piece in pieces) > 0
 
 
 def test_without_ray_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,10 +32,16 @@ class Engine:
     Args:
         writer: its `write` is called in one thread at a time.
         check: refuses what must not meet the others, by an exception.
+        changed: called, in any thread, when others are `running` or `waiting` than before.
     """
 
-    def __init__(self, writer: Writer, check: Callable[[Asked], None] = lambda _asked: None) -> None:
-        self.writer, self.check = writer, check
+    def __init__(
+        self,
+        writer: Writer,
+        check: Callable[[Asked], None] = lambda _asked: None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.writer, self.check, self.changed = writer, check, changed
         # A model that writes whole batches lets nobody read a prompt meanwhile: no other work may wait behind that.
         self._checks = ThreadPoolExecutor(1, "graft-check")
         self._checking = 0
@@ -48,7 +54,7 @@ class Engine:
         self._closed = False
 
     @classmethod
-    def of(cls, model: Model, max_sequences: int) -> Self:
+    def of(cls, model: Model, max_sequences: int, changed: Callable[[], None] = lambda: None) -> Self:
         """An engine that writes so many texts of a model at once.
 
         Raises:
@@ -56,7 +62,7 @@ class Engine:
         """
         from graft.models.decoding import check, writer_for
 
-        return cls(writer_for(model, max_sequences), lambda asked: check(model, asked))
+        return cls(writer_for(model, max_sequences), lambda asked: check(model, asked), changed)
 
     @property
     def running(self) -> int:
@@ -84,12 +90,13 @@ class Engine:
             raise _closed()
         ear = _Ear(asyncio.get_running_loop())
         self._checking += 1
+        self.changed()
         try:
-            await ear.loop.run_in_executor(self._checks, self.check, asked)
-        finally:
-            self._checking -= 1
-        self._join(asked, ear)
-        try:
+            try:
+                await ear.loop.run_in_executor(self._checks, self.check, asked)
+            finally:
+                self._checking -= 1
+            self._join(asked, ear)
             finish = None
             while finish is None:
                 piece = await ear.heard()
@@ -99,6 +106,7 @@ class Engine:
             asked.gone = True
             with self._lock:
                 self._forget(asked)
+            self.changed()
 
     def close(self) -> None:
         """End all texts with a ServeError, refuse new ones, and wait for the thread to end."""
@@ -161,6 +169,8 @@ class Engine:
         with self._lock:
             found = [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
             self._taken.update(found)
+        if found:
+            self.changed()
         return found
 
     def _emit(self, asked: Asked, piece: Piece | Exception) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Sequence
@@ -16,11 +17,11 @@ from graft.errors import GraftError, SpecError
 from graft.execution import run_node
 from graft.graph import fit_nodes
 from graft.hosted import Hosting
-from graft.models.asked import Piece
 from graft.node import Context, Node, Trains
 from graft.serving.batches import Batches
 from graft.serving.engine import Engine
 from graft.serving.passages import Passages
+from graft.serving.shapes import Counted
 from graft.serving.telemetry import Telemetry, log_as_serve
 from graft.serving.wire import Examples, Pieces, Place, Reply, Segment, Work, Writing
 
@@ -79,6 +80,7 @@ class ModelReplica:
         log_as_serve(log)
         self.places: dict[str, Place] = {}
         self.engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
+        self._telling = threading.Lock()
         self.making: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.tasks: OrderedDict[tuple[str, int, str], tuple[list[Node], Examples]] = OrderedDict()
         self.held: dict[str, Any] = {}
@@ -112,7 +114,9 @@ class ModelReplica:
         try:
             async with aclosing(passages.pieces(await self._engine(run))) as pieces:
                 async for found in pieces:
-                    self._tell(writing.place.run_id, found)
+                    new = Counted(writing.manner.choices)
+                    new.add(found)
+                    self.telemetry.tokens(writing.place.run_id, new.prompt, new.written)
                     yield Pieces(tuple(found))
         except Exception as error:  # Serve would log its message
             yield self._refusal(writing, error)
@@ -159,7 +163,7 @@ class ModelReplica:
                 engine = self.engines.get(speaker.fingerprint)
                 if engine is None:
                     # It looks at the network, whose lock may be held for as long as a batch takes.
-                    engine = await asyncio.to_thread(Engine.of, speaker, self.hosting.max_batch_size)
+                    engine = await asyncio.to_thread(Engine.of, speaker, self.hosting.max_batch_size, self._tell_texts)
                     self.engines[speaker.fingerprint] = engine
             run.engine = engine
         return run.engine
@@ -239,13 +243,13 @@ class ModelReplica:
         nodes, rows = fit_nodes(own, examples.rows, context, last)
         return nodes, Examples(rows, examples.labels, examples.key)
 
-    def _tell(self, run_id: str, found: Sequence[tuple[int, Piece]]) -> None:
-        read, written = (sum(getattr(piece, name) for _, piece in found) for name in ("prompt_tokens", "tokens"))
-        self.telemetry.tokens(run_id, read, written)
-        engines = list(self.engines.values())
-        self.telemetry.texts(
-            self.name, sum(engine.running for engine in engines), sum(engine.waiting for engine in engines)
-        )
+    def _tell_texts(self) -> None:
+        # Called in several threads: the last to tell has to be the last to count, and what is counted may change.
+        with self._telling:
+            engines = [engine for one in self.engines.valuerefs() if (engine := one()) is not None]
+            self.telemetry.texts(
+                self.name, sum(engine.running for engine in engines), sum(engine.waiting for engine in engines)
+            )
 
     def _failed(self, work: Work, error: Exception) -> Reply:
         if isinstance(error, GraftError) and error.exit_code == 2:
