@@ -129,6 +129,18 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoder-decoder, context 64; its decoder starts with two tokens, its authors force an end at a text's limit."""
+    from transformers import BartConfig
+
+    encoder = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    ends = {"decoder_start_token_id": 2, "forced_eos_token_id": 2}
+    config = BartConfig(d_model=32, **encoder, **decoder, **ends, max_position_embeddings=64, init_std=0.6)
+    return save_tiny(tmp_path_factory.mktemp("tiny_bart"), "BartForConditionalGeneration", config, "<s> $A </s>")
+
+
+@pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Encoder, context 128, every text between `[CLS]` and `[SEP]`."""
     from transformers import BertConfig

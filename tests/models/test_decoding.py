@@ -28,7 +28,7 @@ PROMPTS = [
     "Die Katze saß auf der Matte; 东京",
     "Question: what is the capital of France? Answer: Paris. Question: what is the capital of Germany? Answer:",
 ]
-FAMILIES = ["tiny_llama", "tiny_gpt2", "tiny_t5"]
+FAMILIES = ["tiny_llama", "tiny_gpt2", "tiny_t5", "tiny_bart"]
 
 
 class Line:
@@ -188,7 +188,8 @@ def logits_after(model: Any, prompt: list[int], new: list[int]) -> torch.Tensor:
     """Logits at each new token's place, by one plain forward pass without any cache."""
     if model.kind == "seq2seq":
         ids = torch.tensor([[*model.decoder_start, *new[:-1]]])
-        return model.network(input_ids=torch.tensor([prompt]), decoder_input_ids=ids).logits[0]
+        logits = model.network(input_ids=torch.tensor([prompt]), decoder_input_ids=ids).logits
+        return logits[0, len(model.decoder_start) - 1 :]
     return model.network(input_ids=torch.tensor([[*prompt, *new[:-1]]])).logits[0, len(prompt) - 1 :]
 
 
@@ -345,6 +346,19 @@ def test_texts_that_fill_the_context_beside_others(request: pytest.FixtureReques
     asked = [Asked(long, room), Asked("The cat", 200), Asked("It", 3)]
     check_equal(model, run(model, [(0, one) for one in asked]))
     check_equal(model, run(model, [(0, dataclasses.replace(one)) for one in asked], writer=Together(model, 4)))
+
+
+def test_a_decoder_that_starts_with_two_tokens_has_room_for_one_less(tiny_bart: Path) -> None:
+    model = graft.models.load(str(tiny_bart))
+    assert (len(model.decoder_start), model.context_tokens) == (2, 64)
+    with pytest.raises(ModelError, match=r"longest answer has 65 tokens, its context holds 64"):
+        check(model, Asked("The cat", 64))
+    assert model.excess(["The cat"], max_new_tokens=64).tolist() == [1]
+    # An end token would hide that the last position is there.
+    asked = [Asked("The cat", 63, temperature=2.0, seed=seed) for seed in range(8)] + [Asked("Once upon a time", 62)]
+    line = run(model, [(0, one) for one in asked], len(asked))
+    check_equal(model, line)
+    assert any(whole(pieces).finish == "length" for pieces in line.told.values())
 
 
 def test_a_real_model_and_a_tokenizer_that_drops_spaces(stories: Path) -> None:

@@ -74,10 +74,13 @@ def test_authors_sampling_is_ignored_in_silence(
 ) -> None:
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "sampling"))
     sampling = {"do_sample": True, "temperature": 0.1, "top_p": 0.5, "repetition_penalty": 9.0, "eos_token_id": 2}
-    (folder / "generation_config.json").write_text(json.dumps(sampling))
+    forced = {"forced_bos_token_id": 7, "forced_eos_token_id": 2}
+    (folder / "generation_config.json").write_text(json.dumps({**sampling, **forced}))
+    model = graft.models.load(str(folder))
     with caplog.at_level(logging.WARNING):
-        texts = graft.models.load(str(folder)).generate(PROMPTS, 12)
-    assert texts == graft.models.load(str(tiny_llama)).generate(PROMPTS, 12)
+        texts = model.generate(PROMPTS, 12)
+        alone = [model.generate([one], 12)[0] for one in PROMPTS]
+    assert texts == alone == graft.models.load(str(tiny_llama)).generate(PROMPTS, 12)
     assert caplog.records == []
     assert capfd.readouterr().err == ""
 

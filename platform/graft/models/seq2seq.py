@@ -75,7 +75,8 @@ class Seq2SeqModel(LocalModel):
         """Tokens of each prompt, which the encoder reads."""
         with self.lock:
             rows = self._prompts(prompts)
-            self._check_fits([max_new_tokens for _ in rows], "answer", lambda: "set method.max_new_tokens to less")
+            needs = [self._lead_tokens + max_new_tokens for _ in rows]
+            self._check_fits(needs, "answer", lambda: "set method.max_new_tokens to less")
             return rows
 
     def continuations(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
@@ -94,7 +95,7 @@ class Seq2SeqModel(LocalModel):
         return [max(len(row), answer) for row, answer in zip(self._rows(prompts), answers, strict=True)]
 
     def _written_tokens(self, prompts: Sequence[str], max_new_tokens: int) -> list[int]:
-        return [max(len(row), max_new_tokens) for row in self._rows(prompts)]
+        return [max(len(row), self._lead_tokens + max_new_tokens) for row in self._rows(prompts)]
 
     def _rows(self, prompts: Sequence[str]) -> list[list[int]]:
         return [self.never_empty(ids) for ids in self._tokenize(prompts)]
@@ -104,10 +105,14 @@ class Seq2SeqModel(LocalModel):
         self._check_fits([len(row) for row in rows], "prompt", lambda: TOO_LONG)
         return rows
 
+    @property
+    def _lead_tokens(self) -> int:
+        """Positions of the decoder that an answer takes beside its tokens: the last of these is not read."""
+        return len(self._start) - 1
+
     def _answer_tokens(self, answers: Sequence[Sequence[list[int]]]) -> list[int]:
-        """Positions of the decoder that each prompt's longest candidate takes; its last token is not read."""
-        lead = len(self._start) - 1
-        return [lead + max(map(len, several), default=0) for several in answers]
+        """Positions of the decoder that each prompt's longest candidate takes."""
+        return [self._lead_tokens + max(map(len, several), default=0) for several in answers]
 
     def _answers(self, options: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Tokens of each prompt's candidates, none empty."""

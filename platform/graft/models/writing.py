@@ -151,7 +151,7 @@ def _batches(model: "LocalModel", lengths: list[int], more: int) -> list[NDArray
 
 
 def make_greedy(network: Any, tokenizer: Any) -> None:
-    """Keep the model's special tokens, and nothing of how its authors sample.
+    """Keep the model's special tokens, and nothing of how its authors sample or end a text at its limit.
 
     The network's own configuration is replaced: `generate` mixes it into any other that it is given.
     """
@@ -159,6 +159,10 @@ def make_greedy(network: Any, tokenizer: Any) -> None:
 
     own = network.generation_config.to_dict()
     tokens = {name: value for name, value in own.items() if name.endswith("_token_id") and value is not None}
+    # A token that is forced at the batch's limit, or in its second column, depends on the texts beside it.
+    tokens.pop("forced_eos_token_id", None)
+    if not network.config.is_encoder_decoder:  # a decoder beside an encoder starts with it
+        tokens.pop("forced_bos_token_id", None)
     stated = tokens.get("eos_token_id")
     ends = [*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id]
     # The tokenizer's is what is learned as the end of an answer; a model may state another one.
