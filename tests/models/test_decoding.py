@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import random
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -445,3 +446,28 @@ def test_a_model_elsewhere_gives_one_piece_each() -> None:
         check(model, Asked("a", 5, logprobs=1))
     with pytest.raises(ModelError, match="top_p"):
         check(model, Asked("a", 5, temperature=1.0, top_p=0.5))
+
+
+def test_who_has_gone_from_a_server_that_does_not_answer_keeps_no_place() -> None:
+    from graft.spec import ModelSource
+
+    answered, waited, both = threading.Event(), list[bool](), threading.Barrier(2)
+
+    class Hanging(Elsewhere):
+        def write(self, prompts: Sequence[str], *args: Any, **kwargs: Any) -> list[Written]:
+            if prompts[0] == "leaves":
+                both.wait()
+                for asked in leave:
+                    asked.gone = True
+                waited.append(answered.wait(20))
+            return super().write(prompts, *args, **kwargs)
+
+    def emit(asked: Asked, _piece: Piece | Exception) -> None:
+        told.append(asked.prompt)
+        answered.set()
+
+    leave, new, told = [Asked("leaves", 5) for _ in range(2)], [Asked("new", 5)], list[str]()
+    model = Hanging(ModelSource(source="endpoint:http://host/v1#m"), "")
+    Remote(model, 2).write(leave, lambda _room: [new.pop()] if new else [], emit)
+    assert told == ["new"]
+    assert waited == [True, True]

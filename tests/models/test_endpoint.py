@@ -15,6 +15,7 @@ import pytest
 import graft.models
 from graft.errors import ModelError
 from graft.models import endpoint
+from graft.models.decoding import Asked, Remote
 from graft.models.endpoint import pause_seconds
 from graft.spec import ModelSource
 
@@ -293,3 +294,20 @@ def test_text_in_text_out_only(handle: Any) -> None:
     assert model.tokens_over(["a", "b"], None).tolist() == [0, 0]
     with pytest.raises(ModelError, match="text in, text out only"):
         graft.models.locate(model.source)
+
+
+def test_who_has_gone_is_not_asked_for_again(server: Server, handle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.script = [busy(), busy()]
+    leave, new, told = [Asked("leaves", 5), Asked("leaves too", 5)], [Asked("new", 5)], []
+
+    def go(*_: Any) -> float:
+        for asked in leave:
+            asked.gone = len(server.asked) == 2
+        return 5.0
+
+    monkeypatch.setattr(endpoint, "pause_seconds", go)
+    Remote(handle(), 2).write(
+        leave, lambda _room: [new.pop()] if new else [], lambda asked, piece: told.append((asked.prompt, piece.text))
+    )
+    assert told == [("new", "new, and so on.\nEnd")]
+    assert sorted(body["prompt"] for _, _, body in server.asked) == ["leaves", "leaves too", "new"]

@@ -5,6 +5,7 @@ any other model in this process                                       Together: 
 a model elsewhere                                                     Remote: whole texts, several at a time
 """
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,6 +16,7 @@ from graft.models.asked import Asked, Emit, Finish, More, Piece, Token, Writer
 from graft.models.model import Model, Sampling, Written
 
 if TYPE_CHECKING:
+    from graft.models.endpoint import Endpoint
     from graft.models.language import CausalModel
     from graft.models.local import LocalModel
 
@@ -22,6 +24,8 @@ __all__ = ["Asked", "Emit", "Finish", "More", "Piece", "Remote", "Token", "Write
 
 PAUSE_SECONDS = 0.05
 """How long those who join may wait while a server elsewhere is answering the others."""
+REQUESTS_PER_PLACE = 4
+"""At a server elsewhere that does not answer: a request goes on for minutes after whoever asked has gone."""
 
 
 def check(model: Model, asked: Asked) -> None:
@@ -60,7 +64,7 @@ def writer_for(model: Model, max_sequences: int) -> Writer:
     from graft.models.together import Together
 
     if model.remote:
-        return Remote(model, max_sequences)
+        return Remote(cast("Endpoint", model), max_sequences)
     if model.kind not in ("causal", "seq2seq"):
         model.rows_to_write([], 1)  # says what it cannot, and the cure
     if model.kind == "causal" and cast("CausalModel", model).shares_prefixes:
@@ -73,32 +77,41 @@ class Remote:
 
     Args:
         model: an endpoint's handle.
-        max_sequences: requests at a time.
+        max_sequences: requests at a time. Those of texts that are gone are not counted, up to REQUESTS_PER_PLACE
+            times as many.
     """
 
-    def __init__(self, model: Model, max_sequences: int) -> None:
+    def __init__(self, model: "Endpoint", max_sequences: int) -> None:
         self.model, self.max_sequences = model, max_sequences
 
     def write(self, first: Sequence[Asked], more: More, emit: Emit) -> None:
         """As `Writer.write`; what the server refuses is told to who asked for it alone."""
-        pending: dict[Future[Written], Asked] = {}
+        pending: dict[Future[Written], tuple[Asked, threading.Event]] = {}
         waiting = deque(first)
-        with ThreadPoolExecutor(self.max_sequences) as pool:
+        with ThreadPoolExecutor(REQUESTS_PER_PLACE * self.max_sequences) as pool:
             while True:
-                waiting.extend(more(self.max_sequences - len(pending)) if len(pending) < self.max_sequences else ())
-                while waiting and len(pending) < self.max_sequences:
-                    asked = waiting.popleft()
+                room = self.max_sequences
+                for future, (asked, ended) in pending.items():
+                    if asked.gone:
+                        future.cancel()
+                        ended.set()
+                    else:
+                        room -= 1
+                waiting.extend(more(room - len(waiting)) if room > len(waiting) else ())
+                while waiting and room > 0:
+                    asked, ended = waiting.popleft(), threading.Event()
                     if not asked.gone:
-                        pending[pool.submit(self._ask, asked)] = asked
+                        pending[pool.submit(self._ask, asked, ended)] = asked, ended
+                        room -= 1
                 if not pending:
                     return
                 done, _ = wait(pending, PAUSE_SECONDS, FIRST_COMPLETED)
                 for future in done:
-                    _tell(future, pending.pop(future), emit)
+                    _tell(future, pending.pop(future)[0], emit)
 
-    def _ask(self, asked: Asked) -> Written:
+    def _ask(self, asked: Asked, ended: threading.Event) -> Written:
         sampling = Sampling(asked.temperature, [asked.seed]) if asked.temperature > 0 else None
-        (written,) = self.model.write([asked.prompt], asked.max_new_tokens, asked.stop, sampling)
+        (written,) = self.model.write([asked.prompt], asked.max_new_tokens, asked.stop, sampling, ended)
         return written
 
 

@@ -82,11 +82,15 @@ class Endpoint(Model):
         max_new_tokens: int = 64,
         stop: Sequence[str] = (),
         sampling: Sampling | None = None,
+        ended: threading.Event | None = None,
     ) -> list[Written]:
-        """Texts from the server, several requests at a time, in the order of the prompts."""
+        """Texts from the server, several requests at a time, in the order of the prompts.
+
+        Once `ended` is set, in another thread, nothing is asked again, and what has no answer yet is an error.
+        """
         seeds = sampling.seeds if sampling else [None] * len(prompts)
         drawn = {} if sampling is None else {"temperature": sampling.temperature}
-        ended = threading.Event()
+        ended = ended or threading.Event()
         with ThreadPoolExecutor(THREADS) as pool:
             pending = [
                 pool.submit(
