@@ -20,7 +20,7 @@ from graft.results.listing import details, run_table
 from graft.results.outcomes import outcomes
 from graft.results.records import METRICS
 from graft.results.tables import main_metric, summary
-from graft.spec import Experiment
+from graft.spec import Experiment, Regime
 from graft.storage import open_storage
 from graft.tasks.evaluation import by_group, evaluate
 from graft.tasks.groups import GroupedTask
@@ -231,6 +231,23 @@ def test_free_text_targets_are_generated_and_scored_as_text(tiny_llama: Path, tm
     }
     result = Experiment.from_mapping(values).run(tmp_path)
     assert set(result.metrics["metric"].to_pylist()) == {"exact_match", "f1", "chrf", "parsed", "perplexity"}
+
+
+def test_a_fold_and_a_training_hold_out_no_copy_of_what_is_learned(tiny_llama: Path, tmp_path: Path) -> None:
+    lines = [f"text {row // 4},{'ab'[row // 4 % 2]}" for row in range(160)]
+    (tmp_path / "copies.csv").write_text("text,topic\n" + "\n".join(lines) + "\n")
+    training = {"max_steps": 1, "validate_every_steps": 1}
+    asked = experiment(tmp_path / "copies.csv", {"name": "full"}, tiny_llama, tiny_llama, training=training)
+    for examples in (30, 100):
+        plan = planning.plan(asked.model_copy(update={"regime": Regime(examples=examples, fold=0)}))
+        assert not set(plan.test["text"].to_pylist()) & set(plan.examples["text"].to_pylist())
+    (tmp_path / "one.csv").write_text("text,topic\n" + "a text,a\na text,b\n" * 4)
+    (tmp_path / "test.csv").write_text("text,topic\nanother,a\n")
+    task = {"name": "file", "text": "text", "label": "topic"}
+    task |= {name: str(tmp_path / f"{file}.csv") for name, file in (("train", "one"), ("test", "test"))}
+    one = experiment(tmp_path, {"name": "full"}, tiny_llama, tiny_llama, training=training, task=task)
+    with pytest.raises(DataError, match="at least 2 different inputs and items, got 8 of one"):
+        one.model_copy(update={"regime": Regime(examples=8)}).run(tmp_path / "out")
 
 
 def test_why_a_run_failed_is_in_its_log(tmp_path: Path) -> None:
@@ -506,9 +523,10 @@ def test_labels_have_no_parser(tiny_bert: Path) -> None:
 def test_programs_are_judged_and_what_judges_is_written_nowhere(
     fold: int | None, split: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    problem = {"prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
-    checks = "def check(candidate):\n    assert candidate() == 1\n"
-    lines = [json.dumps({**problem, "task_id": f"a/{row}", "test": checks}) for row in range(5)]
+    problem = {"entry_point": "f", "canonical_solution": "    return 1\n"}
+    problem["test"] = "def check(candidate):\n    assert candidate() == 1\n"
+    prompts = [f"# {row}\ndef f():\n" for row in range(5)]
+    lines = [json.dumps({**problem, "task_id": f"a/{row}", "prompt": prompts[row]}) for row in range(5)]
     (tmp_path / "problems.jsonl").write_text("\n".join(lines))
     values = {
         "name": "programs",

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -96,6 +96,8 @@ class Context:
     progress: Progress = no_progress
     pool: Pool | None = None
     train: Train = no_training
+    units: Mapping[str, int] | None = None
+    """By an example's id the number of its unit, which no hold-out divides; None where each stands for itself."""
 
 
 class Node(ABC):

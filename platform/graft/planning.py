@@ -113,7 +113,7 @@ def _plan(experiment: Experiment, dataset: Dataset, handles: dict[str, Any]) -> 
     template = template_for(experiment.task.template, dataset.inputs, dataset.kind, dataset.labels is None)
     examples, test = draw(dataset, experiment.regime), dataset.test
     if experiment.regime.fold is not None:
-        examples, test = hold_out(examples, experiment.regime)
+        examples, test = hold_out(dataset, examples, experiment.regime)
     graph = experiment.method.graph(experiment.task, dataset, handles)
     own = run_id(experiment, dataset, handles, graph)
     return Plan(experiment, dataset, template, examples, test, handles, graph, own)

@@ -50,7 +50,7 @@ from graft.storage import (
 )
 from graft.store import DEFAULT_LIMIT_BYTES, ColumnStore
 from graft.tasks.evaluation import by_group, evaluate
-from graft.tasks.split import rows_together
+from graft.tasks.split import units
 
 if TYPE_CHECKING:
     from graft.training import Together
@@ -145,8 +145,9 @@ def carry_out(
         began = time.perf_counter()
         before = costs.so_far(planned.models, store)
         test = _frozen_beginning(planned, store, progress, pool)
-        train = _Train(planned.experiment, files, folder, progress, together, worst)
-        context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train)
+        known = units(planned.examples, planned.dataset.inputs, planned.dataset.items)
+        train = _Train(planned.experiment, files, folder, progress, together, worst, known)
+        context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train, known)
         graph = planned.graph.fit(planned.examples, context)
         _warn_of_silence(test)
         rest = graph.after(len(planned.graph.frozen()))
@@ -154,9 +155,9 @@ def carry_out(
         for column in ("target", "group", "checks"):
             if column in test.column_names and column not in answers.column_names:
                 answers = answers.append_column(column, test[column])
-        about = rows_together(test, planned.dataset.inputs, planned.dataset.items)
-        if len(np.unique(about)) < len(about):
-            answers = answers.append_column("together", pa.array(about).cast(pa.string()))
+        about = units(test, planned.dataset.inputs, planned.dataset.items)
+        if len({*about.values()}) < len(about):
+            answers = answers.append_column("together", pa.array([str(about[id]) for id in answers["id"].to_pylist()]))
         answers = planned.experiment.task.marked(answers)
         answers = with_target_probabilities(answers, graph.nodes[-1], planned.dataset.labels)
         seconds = time.perf_counter() - began + train.earlier_seconds
@@ -187,9 +188,10 @@ class _Train:
         progress: Progress,
         together: "Together | None",
         worst: Mapping[int, float] | None,
+        units: Mapping[str, int],
     ) -> None:
         self.experiment, self.files, self.folder = experiment, files, folder
-        self.progress, self.together, self.worst = progress, together, worst
+        self.progress, self.together, self.worst, self.units = progress, together, worst, units
         self.curves: list[pa.Table] = []
         self.earlier_seconds = 0.0
         """Spent by attempts before this one."""
@@ -202,9 +204,8 @@ class _Train:
         from graft.training.states import curve
 
         began = time.perf_counter()
-        trained = training.train(
-            node, rows, more, self.experiment, self.files, self.folder, self.progress, self.together, self.worst
-        )
+        where = (self.files, self.folder, self.progress, self.together)
+        trained = training.train(node, rows, more, self.experiment, *where, self.worst, self.units)
         for handle in list(node.handles().values())[:1]:
             handle.usage.add(trained.state.tokens, trained.state.sequences)
         self.earlier_seconds += max(0.0, trained.state.seconds - (time.perf_counter() - began))

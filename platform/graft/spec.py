@@ -120,8 +120,10 @@ class Regime(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     """Draws the examples and the demonstrations."""
     validation: Literal["auto"] | float | int = "auto"
-    """Rows for selection, taken inside the examples: a share below 1, a number of folds, or auto
-    (20 % from 100 examples on, below that 5 folds and one refit)."""
+    """Rows for selection, taken inside the examples: a share below 1, a number of folds, or auto (20 % from 100
+    examples on, 5 folds below that). Examples of equal input or item stay on one side. A search and a probe select over
+    all folds and then fit to all examples; a training that looks at held-out examples never learns those of the first.
+    """
 
     fold: int | None = Field(None, ge=0)
     """Fold of `validation` that is answered in place of the test rows, which are then not looked at: what a search
@@ -193,8 +195,8 @@ class Training(Section):
     activation_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
     validate_every_steps: int | None = Field(None, ge=1)
-    """Steps between two looks at held-out examples (`regime.validation`); the best weights are then kept.
-    null trains on all examples and keeps the last weights."""
+    """Steps between two looks at held-out examples (`regime.validation`; of several folds the first); the best weights
+    are then kept. null trains on all examples and keeps the last weights."""
     patience: int | None = Field(None, ge=1)
     """Looks without an improvement after which training stops; null never stops early."""
     checkpoint_steps: int = Field(50, ge=1)

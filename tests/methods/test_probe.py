@@ -1,5 +1,6 @@
 """Probes against scikit-learn itself."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,42 @@ def test_constant_features_give_the_prior() -> None:
     features, targets = np.ones((30, 4), dtype=np.float32), ["a"] * 20 + ["b"] * 10
     node = Classify("logistic").fit(table(features, targets), context(30, ("a", "b")))
     assert np.exp(scores(node, features[:1]))[0] == pytest.approx([2 / 3, 1 / 3], abs=0.02)
+
+
+def noise_four_times() -> tuple[pa.Table, dict[str, int]]:
+    """Noise whose labels mean nothing, each row four times; and which rows are equal."""
+    random = np.random.default_rng(0)
+    features = np.repeat(random.normal(size=(60, 24)), 4, axis=0).astype(np.float32)
+    targets = np.repeat(random.choice(["a", "b"], 60), 4).tolist()
+    return table(features, targets), {str(row): row // 4 for row in range(240)}
+
+
+@pytest.mark.parametrize("classifier", ["ridge", "logistic", "logistic_by_accuracy", "lda", "centroid"])
+def test_nothing_is_selected_by_copies_of_what_was_learned(classifier: Any) -> None:
+    rows, units = noise_four_times()
+    plain = context(240, ("a", "b"))
+    fresh = blobs(200, 2, width=24)[0]
+    leaked, own = (
+        scores(Classify(classifier).fit(rows, dataclasses.replace(plain, units=known)), fresh)
+        for known in (None, units)
+    )
+    assert np.diff(own).std() < 0.5 * np.diff(leaked).std(), "noise says nothing beyond how often each label is"
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_units_of_one_row_change_nothing(classifier: Any) -> None:
+    features, targets = blobs(60, 3)
+    plain = context(60, ("c0", "c1", "c2"))
+    alone = dataclasses.replace(plain, units={str(row): row for row in range(60)})
+    first, second = (Classify(classifier).fit(table(features, targets), known) for known in (plain, alone))
+    assert first.fingerprint() == second.fingerprint()
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_examples_of_one_unit_are_learned_from_and_select_nothing(classifier: Any) -> None:
+    features, targets = blobs(12, 3)
+    units = dict.fromkeys(map(str, range(12)), 0)
+    node = Classify(classifier).fit(
+        table(features, targets), dataclasses.replace(context(12, ("c0", "c1", "c2")), units=units)
+    )
+    assert np.isfinite(scores(node, blobs(10, 3, seed=1)[0])).all()

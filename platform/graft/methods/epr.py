@@ -110,7 +110,9 @@ class RetrieveEpr(RetrieveSimilar):
                 "more regime.examples, or use similar"
             )
         table = pa.Table.from_pylist(lessons)
-        return table.append_column("target", rows["target"].take(table["own"]))
+        for name in ("id", "target"):
+            table = table.append_column(name, rows[name].take(table["own"]))
+        return table
 
     def _near(self, rows: pa.Table) -> Iterator[list[int]]:
         """For each example the places of its candidates; it is none of them, nor is one that says the same."""

@@ -17,12 +17,13 @@ Choices, each so that the baseline is as strong as its kind allows:
 - `knn` weighs its votes by distance, chooses their number by cross-validated log-loss, and smooths them by one uniform
   vote, so that no label has probability zero;
 - what is selected is selected on five folds inside the examples (which are scaled before), and the classifier then
-  fitted on all of them.
+  fitted on all of them. Where some of them have equal inputs or items, that holds for the alpha of `ridge` too: leaving
+  one out would leave its equals in.
 """
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -34,7 +35,7 @@ from graft.graph import Graph
 from graft.methods.embed import Embed
 from graft.node import Context, Node
 from graft.spec import Method, Regime, Task
-from graft.tasks.regimes import folds
+from graft.tasks.regimes import Indices, folds, units_of
 
 if TYPE_CHECKING:
     from graft.tasks.dataset import Dataset
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 Classifier = Literal["majority", "centroid", "knn", "lda", "ridge", "logistic", "logistic_by_accuracy"]
 Affine = tuple[np.ndarray, np.ndarray]
 """coef [D, C] and intercept [C], a column per label."""
+Parts = Sequence[tuple[Indices, Indices]]
+"""Rows to fit and rows to validate on, by fold; none where nothing can be validated."""
 
 Value = TypeVar("Value", int, float)
 
@@ -116,13 +119,15 @@ class Classify(Node):
         scaled = (features - centre) / scale
         classes = np.array([labels.index(target) for target in targets])
         common = {"labels": labels, "centre": centre, "scale": scale}
-        regime = _cross_validated(context.experiment.regime)
+        units = units_of(rows, context.units)
+        parts = [] if self.classifier == "majority" else _parts(classes, context.experiment.regime, units)
+        alone = units is None or len(set(units)) == len(units)
         # measured: on matrices this small a second BLAS thread makes a fit ten times slower.
         with threadpool_limits(1, user_api="blas"):
             if self.classifier == "knn":
-                k = _select(NEIGHBOURS, lambda k: _neighbours(k, len(labels)), scaled, classes, regime)
+                k = _select(NEIGHBOURS, lambda k: _neighbours(k, len(labels)), scaled, classes, parts)
                 return dataclasses.replace(self, **common, neighbours=k, memory=scaled, memory_labels=classes)
-            coef, intercept = fit_affine(self.classifier, scaled, classes, len(labels), regime)
+            coef, intercept = fit_affine(self.classifier, scaled, classes, len(labels), parts, alone)
         return dataclasses.replace(self, **common, coef=coef, intercept=intercept)
 
     def run(self, rows: pa.Table) -> pa.Table:
@@ -152,17 +157,29 @@ class Classify(Node):
 
 
 def fit_affine(
-    classifier: Classifier, features: np.ndarray, classes: np.ndarray, num_labels: int, regime: Regime
+    classifier: Classifier, features: np.ndarray, classes: np.ndarray, num_labels: int, parts: Parts, alone: bool
 ) -> Affine:
-    """Fit on [k, D] features and [k] classes; labels without an example get an intercept of -inf."""
+    """Fit on [k, D] features and [k] classes; labels without an example get an intercept of -inf.
+
+    Args:
+        classifier: which one.
+        features: [k, D].
+        classes: [k].
+        num_labels: C.
+        parts: what is selected is selected on them.
+        alone: True where no two rows have to stay on one side.
+    """
     if classifier in ("logistic", "logistic_by_accuracy"):
         loss = _log_loss if classifier == "logistic" else _error
-        c = _select(LOGISTIC_C, lambda c: _affine(_logistic(c, num_labels)), features, classes, regime, loss)
+        c = _select(LOGISTIC_C, lambda c: _affine(_logistic(c, num_labels)), features, classes, parts, loss)
         return _logistic(c, num_labels)(features, classes)
     if classifier == "majority":
         return _majority(num_labels)(features, classes)
     plain = {"ridge": _ridge, "lda": _lda, "centroid": _centroid}[classifier](num_labels)
-    temperature = _temperature(plain, features, classes, regime)
+    if classifier == "ridge" and not alone:
+        alpha = _select(RIDGE_ALPHAS, lambda a: _affine(_ridge(num_labels, (a,))), features, classes, parts, _square)
+        plain = _ridge(num_labels, (alpha,))
+    temperature = _temperature(plain, features, classes, parts)
     coef, intercept = plain(features, classes)
     return coef * temperature, intercept * temperature
 
@@ -206,11 +223,11 @@ def _logistic(c: float, num_labels: int) -> Fit:
     return fit
 
 
-def _ridge(num_labels: int) -> Fit:
+def _ridge(num_labels: int, alphas: tuple[float, ...] = RIDGE_ALPHAS) -> Fit:
     def fit(features: np.ndarray, classes: np.ndarray) -> Affine:
         from sklearn.linear_model import RidgeClassifierCV
 
-        return _columns(RidgeClassifierCV(alphas=RIDGE_ALPHAS).fit(features, classes), num_labels)
+        return _columns(RidgeClassifierCV(alphas=list(alphas)).fit(features, classes), num_labels)
 
     return fit
 
@@ -272,17 +289,21 @@ def _placed(own_coef: np.ndarray, own_intercept: np.ndarray, seen: np.ndarray, n
     return coef, intercept
 
 
-def _cross_validated(regime: Regime) -> Regime:
+def _parts(classes: np.ndarray, regime: Regime, units: Sequence[Hashable] | None) -> Parts:
     """Five folds whatever the number of examples: a light classifier can afford what `auto` spares a trained one."""
-    return regime.model_copy(update={"validation": 5}) if regime.validation == "auto" else regime
+    if units is not None and len(set(units)) < 2 <= len(units):
+        return []
+    if regime.validation == "auto":
+        regime = regime.model_copy(update={"validation": 5})
+    return folds([str(c) for c in classes], regime, units)
 
 
 def _held_out(
-    fit: Callable[[np.ndarray, np.ndarray], Scores], features: np.ndarray, classes: np.ndarray, regime: Regime
+    fit: Callable[[np.ndarray, np.ndarray], Scores], features: np.ndarray, classes: np.ndarray, parts: Parts
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores [V, C] and classes [V] of validation rows; rows whose label the fold has not seen are left out."""
     scores, answers = [], []
-    for train, validation in folds([str(c) for c in classes], regime):
+    for train, validation in parts:
         seen = np.isin(classes[validation], classes[train])
         if len(set(classes[train])) < 2 or not seen.any():
             continue
@@ -297,6 +318,13 @@ def _log_loss(scores: np.ndarray, classes: np.ndarray) -> float:
     return float(-_log_softmax(scores)[np.arange(len(classes)), classes].mean())
 
 
+def _square(scores: np.ndarray, classes: np.ndarray) -> float:
+    """Squared distance from 1 for the right label and -1 for the others, as ridge learns them."""
+    wanted = np.where(np.arange(scores.shape[1]) == classes[:, None], 1.0, -1.0)
+    # Nothing is said of a label that the fold has not seen.
+    return float(np.square(np.where(np.isfinite(scores), scores - wanted, 0.0)).mean())
+
+
 def _error(scores: np.ndarray, classes: np.ndarray) -> float:
     return float((scores.argmax(axis=1) != classes).mean())
 
@@ -306,7 +334,7 @@ def _select(
     make: Callable[[Value], Callable[[np.ndarray, np.ndarray], Scores]],
     features: np.ndarray,
     classes: np.ndarray,
-    regime: Regime,
+    parts: Parts,
     loss: Callable[[np.ndarray, np.ndarray], float] = _log_loss,
 ) -> Value:
     """The grid's value with the lowest validation loss, the first of equals; its middle where nothing can be validated.
@@ -316,17 +344,17 @@ def _select(
         make: a value to what gives [N, C] scores, once fitted.
         features: [k, D].
         classes: [k].
-        regime: whose seed divides the rows.
+        parts: the rows, divided.
         loss: of [N, C] scores and [N] classes.
     """
     losses = []
     for value in grid:
-        scores, answers = _held_out(make(value), features, classes, regime)
+        scores, answers = _held_out(make(value), features, classes, parts)
         losses.append(loss(scores, answers) if len(answers) else np.inf)
     return grid[int(np.argmin(losses))] if np.isfinite(losses).any() else grid[len(grid) // 2]
 
 
-def _temperature(fit: Fit, features: np.ndarray, classes: np.ndarray, regime: Regime) -> float:
+def _temperature(fit: Fit, features: np.ndarray, classes: np.ndarray, parts: Parts) -> float:
     """The factor on the scores with the lowest validation log-loss.
 
     One more validation row whose label is anyone's guess keeps it finite where few rows are all answered rightly.
@@ -334,7 +362,7 @@ def _temperature(fit: Fit, features: np.ndarray, classes: np.ndarray, regime: Re
     """
     from scipy.optimize import minimize_scalar
 
-    scores, answers = _held_out(_affine(fit), features, classes, regime)
+    scores, answers = _held_out(_affine(fit), features, classes, parts)
     if not len(answers):
         coef, intercept = fit(features, classes)
         spread = float((features @ coef + intercept).std(axis=1).mean())

@@ -24,6 +24,8 @@ from graft.serving.passages import Passages
 from graft.serving.shapes import Counted
 from graft.serving.telemetry import Telemetry, log_as_serve
 from graft.serving.wire import Examples, Pieces, Place, Reply, Segment, Work, Writing
+from graft.tasks.dataset import beside
+from graft.tasks.split import units
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +240,9 @@ class ModelReplica:
 
     @staticmethod
     def _fitted(run: Loaded, own: Sequence[Node], segment: Segment, examples: Examples) -> tuple[list[Node], Examples]:
-        context = Context(run.spec, examples.labels, train=_refuse_to_train)
+        inputs = tuple(name for name in run.graph.inputs if name not in beside(run.graph.inputs))
+        known = units(examples.rows, inputs)
+        context = Context(run.spec, examples.labels, train=_refuse_to_train, units=known)
         last = segment.stop == len(run.graph.nodes)
         nodes, rows = fit_nodes(own, examples.rows, context, last)
         return nodes, Examples(rows, examples.labels, examples.key)

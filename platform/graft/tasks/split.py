@@ -2,10 +2,10 @@
 
 Every draw here comes from one fixed seed, so it is the same for all regimes, methods and sweeps. Rows with
 equal inputs move together: a text that is in the training rows is never asked for in the test. So do rows of one item
-(a question in several languages).
+(a question in several languages). Such rows are a unit, which hold-outs inside the examples keep whole too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -122,16 +122,34 @@ def reserve(
     return table.filter(pa.array(~chosen)), table.filter(pa.array(chosen))
 
 
-def rows_together(table: pa.Table, inputs: Sequence[str], items: Mapping[str, str] | None) -> npt.NDArray[np.int64]:
-    """A number per row that rows share which have the same input or the same item.
+def units(rows: pa.Table, inputs: tuple[str, ...], items: Mapping[str, str] | None = None) -> dict[str, int]:
+    """By a row's id the number of its unit: rows share it that have the same input or are about the same item.
 
     Args:
-        table: rows with `id` and the inputs.
+        rows: with `id` and the inputs.
         inputs: names of the input columns.
-        items: by a row's id what it is about; None where every row is about something else.
+        items: by a row's id what it is about, where several rows may be about the same; None where none are.
     """
-    own = None if items is None else [items[id] for id in table["id"].to_pylist()]
-    return _together(_equal_inputs(table, inputs), own)
+    ids = rows["id"].to_pylist()
+    about = None if items is None else [items[id] for id in ids]
+    return dict(zip(ids, _together(_equal_inputs(rows, inputs), about).tolist(), strict=True))
+
+
+def numbered(values: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+    """A number per value that equal ones share, counted from 0 without gaps in their order."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+
+
+def strata_of(units: npt.NDArray[np.int64], strata: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The stratum of each unit, from the unit and the stratum of each row.
+
+    One with several labels counts for the rarest, which is the one that could be lost.
+    """
+    found = np.empty(int(units.max()) + 1, np.int64)
+    rarest_last = np.argsort(-np.bincount(strata)[strata], kind="stable")  # and the last one assigned stays
+    found[units[rarest_last]] = strata[rarest_last]
+    return found
 
 
 def shared_rows(table: pa.Table, other: pa.Table, inputs: tuple[str, ...]) -> list[int]:
@@ -142,7 +160,7 @@ def shared_rows(table: pa.Table, other: pa.Table, inputs: tuple[str, ...]) -> li
 
 def _equal_inputs(table: pa.Table, inputs: Sequence[str]) -> npt.NDArray[np.int64]:
     """A number per row that rows with equal inputs share, counted from 0 without gaps."""
-    return _numbered(hashing.row_keys(table.select(inputs)))
+    return numbered(hashing.row_keys(table.select(inputs)))
 
 
 def _together(equal: npt.NDArray[np.int64], items: Sequence[str] | None) -> npt.NDArray[np.int64]:
@@ -152,45 +170,36 @@ def _together(equal: npt.NDArray[np.int64], items: Sequence[str] | None) -> npt.
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    item = _numbered(list(items))
+    item = numbered(items)
     size = int(equal.max()) + 1
     ends = size + int(item.max()) + 1
     links = coo_matrix((np.ones(len(equal)), (equal, size + item)), shape=(ends, ends))
     _, component = connected_components(links, directed=False)
-    return _numbered([str(number) for number in component[equal]])
+    return numbered(component[equal].tolist())
 
 
 def _strata(table: pa.Table, stratified: bool) -> npt.NDArray[np.int64]:
-    return _numbered(table["target"].to_pylist()) if stratified else np.zeros(table.num_rows, np.int64)
-
-
-def _numbered(values: list[str] | list[bytes]) -> npt.NDArray[np.int64]:
-    numbers: dict[str | bytes, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+    return numbered(table["target"].to_pylist()) if stratified else np.zeros(table.num_rows, np.int64)
 
 
 def _choose(
-    groups: npt.NDArray[np.int64], strata: npt.NDArray[np.int64], count: int, stream: str
+    units: npt.NDArray[np.int64], strata: npt.NDArray[np.int64], count: int, stream: str
 ) -> npt.NDArray[np.bool_]:
-    """True for the rows drawn: whole groups, at most `count` rows, each stratum in proportion but never whole."""
-    sizes = np.bincount(groups)
-    rows = np.bincount(strata)
-    # A group with several labels counts for the rarest, which is the one that could be lost: it is assigned last.
-    rarest_last = np.argsort(-rows[strata], kind="stable")
-    stratum_of = np.empty(len(sizes), np.int64)
-    stratum_of[groups[rarest_last]] = strata[rarest_last]
-    room = _quotas(np.bincount(stratum_of, weights=sizes, minlength=len(rows)).astype(np.int64), count)
+    """True for the rows drawn: whole units, at most `count` rows, each stratum in proportion but never whole."""
+    sizes = np.bincount(units)
+    stratum_of, number = strata_of(units, strata), int(strata.max()) + 1
+    room = _quotas(np.bincount(stratum_of, weights=sizes, minlength=number).astype(np.int64), count)
     chosen = np.zeros(len(sizes), np.bool_)
-    for group in seeds.generator(SEED, stream).permutation(len(sizes)):
-        if sizes[group] <= room[stratum_of[group]]:
-            room[stratum_of[group]] -= sizes[group]
-            chosen[group] = True
-    for stratum in range(len(rows)):
-        own = groups[strata == stratum]
-        # All its rows may lie in groups that counted for rarer strata: the smallest of them goes back.
+    for unit in seeds.generator(SEED, stream).permutation(len(sizes)):
+        if sizes[unit] <= room[stratum_of[unit]]:
+            room[stratum_of[unit]] -= sizes[unit]
+            chosen[unit] = True
+    for stratum in range(number):
+        own = units[strata == stratum]
+        # All its rows may lie in units that counted for rarer strata: the smallest of them goes back.
         if chosen[own].all():
             chosen[own[np.argmin(sizes[own])]] = False
-    return chosen[groups]
+    return chosen[units]
 
 
 def _quotas(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:

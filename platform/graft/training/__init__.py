@@ -12,7 +12,7 @@ from graft.errors import DataError
 from graft.execution import Progress
 from graft.node import Trains
 from graft.spec import Experiment
-from graft.tasks.regimes import folds
+from graft.tasks.regimes import folds, units_of
 from graft.training.checkpoints import Checkpoints
 from graft.training.loop import Loop
 from graft.training.states import Job, Trained
@@ -35,6 +35,7 @@ def train(
     progress: Progress,
     together: Together | None = None,
     worst: Mapping[int, float] | None = None,
+    units: Mapping[str, int] | None = None,
 ) -> Trained:
     """Train a node on rows, from its last checkpoint where it was begun before.
 
@@ -48,6 +49,7 @@ def train(
         progress: watches the steps go by.
         together: trains with several processes; needed where `scaling.workers` is more than one.
         worst: after a step, the largest loss of held-out rows with which training goes on.
+        units: by a row's id the number of its unit, which is held out whole; None where each stands for itself.
 
     Raises:
         PrunedError: the loss was larger.
@@ -55,7 +57,7 @@ def train(
         ModelError: the model cannot be trained as asked.
         TrainingError: training diverges, or its workers are lost.
     """
-    job = dataclasses.replace(prepare(node, rows, more, experiment), worst=worst or {})
+    job = dataclasses.replace(prepare(node, rows, more, experiment, units), worst=worst or {})
     if experiment.scaling.workers > 1 and together is None:
         raise DataError(
             f"scaling.workers: got {experiment.scaling.workers}, and nobody trains them together; use graft.runner.run"
@@ -81,11 +83,17 @@ def carry_out(
     return trained
 
 
-def prepare(node: Trains, rows: pa.Table, more: pa.Table | None, experiment: Experiment) -> Job:
+def prepare(
+    node: Trains,
+    rows: pa.Table,
+    more: pa.Table | None,
+    experiment: Experiment,
+    units: Mapping[str, int] | None = None,
+) -> Job:
     """Encode the rows, some of them to validate on where training selects."""
     held_out = None
     if experiment.training.validate_every_steps is not None:
-        learned, kept = folds(rows["target"].to_pylist(), experiment.regime)[0]
+        learned, kept = folds(rows["target"].to_pylist(), experiment.regime, units_of(rows, units))[0]
         held_out = node.encode(rows.take(pa.array(kept)))
         rows = rows.take(pa.array(learned))
     encoded = node.encode(rows)
