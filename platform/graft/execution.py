@@ -1,6 +1,7 @@
 """Runs one node over a table: what the column store has is read, the rest is computed and kept."""
 
 import itertools
+import math
 import resource
 import sys
 import time
@@ -22,8 +23,26 @@ Progress = Callable[[str, int, int], None]
 """Called with what is done, rows done, and rows in all."""
 
 
+KEEP_SECONDS = 1.0
+"""Least time between two notes of what was spent; a kill between two loses the account of what came in between."""
+
+
 def no_progress(what: str, done: int, total: int) -> None:
     """Watch nothing."""
+
+
+def noting(progress: Progress, note: Callable[[], None]) -> Progress:
+    """A progress that also calls `note` where rows have been stored: what they have cost is then known."""
+    noted = -math.inf
+
+    def watched(what: str, done: int, total: int) -> None:
+        nonlocal noted
+        if done and time.monotonic() - noted >= KEEP_SECONDS:
+            note()
+            noted = time.monotonic()
+        progress(what, done, total)
+
+    return watched
 
 
 class Pool(Protocol):
@@ -33,7 +52,9 @@ class Pool(Protocol):
     """Up to so many missing rows are computed in this process."""
 
     def fill(self, node: "Node", keys: Sequence[bytes], rows: pa.Table, store: ColumnStore, progress: Progress) -> None:
-        """Compute a storable node's rows, known by distinct keys, and append them to the store as far as it takes them.
+        """Compute a storable node's rows, known by distinct keys; append them to the store as far as it takes them.
+
+        What is computed is counted there as it comes, before `progress` hears of it.
 
         Raises:
             GraftError: what the node raises, or the pool cannot go on.
@@ -108,7 +129,7 @@ def _stored(node: "Node", rows: pa.Table, store: ColumnStore, progress: Progress
             take_in([wanted[position] for position in found], columns)
 
     read_store()
-    store.count(node.tally, calls=len(missing), reads=len(place))
+    store.count(node.tally, reads=len(place))
     if missing:
         node.check(rows.take(list(missing.values())))
     if pool is not None and len(missing) > min(pool.min_rows, node.pool_rows or pool.min_rows):
@@ -121,6 +142,7 @@ def _stored(node: "Node", rows: pa.Table, store: ColumnStore, progress: Progress
         began = time.perf_counter()
         columns = computed(node, rows.take([missing[key] for key in chunk]))
         store.append(column, chunk, columns, time.perf_counter() - began, node.describe())
+        store.count(node.tally, calls=len(chunk))
         take_in(chunk, columns)
     if total:
         progress(node.describe(), total, total)

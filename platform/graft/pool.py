@@ -76,7 +76,7 @@ class RayPool:
             node: a storable node.
             keys: one per row, all different.
             rows: the columns that the node reads.
-            store: where they go.
+            store: where they go, and are counted.
             progress: told after every block.
 
         Raises:
@@ -97,6 +97,7 @@ class RayPool:
                 _raise(count, work.about)
                 for handle, *used in zip(distinct_handles(node), count["tokens"], count["forward_passes"], strict=True):
                     handle.usage.add(*used)
+                store.count(node.tally, calls=count["rows"])
                 done += count["rows"]
                 progress(work.about, done, rows.num_rows)
                 if count["refused"]:

@@ -137,7 +137,7 @@ class ColumnStore:
                 self._record(fingerprint, len(rows), float(np.concatenate(column.seconds)[rows].sum()))
             return positions, found.replace_schema_metadata(None)
 
-    def count(self, tally: str, calls: int, reads: int) -> None:
+    def count(self, tally: str, calls: int = 0, reads: int = 0) -> None:
         """Count rows of a node that has a name for them."""
         if tally:
             self.tallies.update({f"{tally}_calls": calls, f"{tally}_reads": reads})

@@ -4,7 +4,7 @@ These costs belong to no single run: each run only says how many rows it read fr
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -34,12 +34,23 @@ class Shared:
     """Rationales that were written; a sweep of before they were counted has none."""
 
 
-def add_shared(files: fs.FileSystem, folder: str, costs: Sequence[Shared]) -> None:
-    """Add to what earlier starts of the same sweep have computed; what was only read costs nothing."""
-    spent = [cost for cost in costs if cost.forward_passes]
-    if spent:
-        known = [*_read(files, folder), *spent]
-        write_table(files, f"{folder}/{FILE}", pa.Table.from_pylist([asdict(cost) for cost in known]))
+def adding(files: fs.FileSystem, folder: str) -> Callable[[Sequence[Shared]], None]:
+    """What writes all that this start of a sweep has computed so far to what earlier ones have.
+
+    What was only read costs nothing.
+    """
+    earlier = _read(files, folder)
+
+    def add(costs: Sequence[Shared]) -> None:
+        spent = [cost for cost in costs if cost.forward_passes]
+        if spent:
+            rows = [asdict(cost) for cost in (*earlier, *spent)]
+            try:
+                write_table(files, f"{folder}/{FILE}", pa.Table.from_pylist(rows))
+            except StoreError as error:
+                log.warning("what the sweep has computed for all its runs is not written down: %s", error)
+
+    return add
 
 
 def load_shared(paths: Iterable[str]) -> list[Shared]:

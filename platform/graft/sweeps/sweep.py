@@ -25,7 +25,7 @@ from graft.results.records import Result, failure_table, with_column
 from graft.results.report import write_report
 from graft.results.searches import FILE as SEARCHES
 from graft.results.searches import SEARCH
-from graft.results.shared import add_shared
+from graft.results.shared import adding
 from graft.spec import Experiment
 from graft.storage import open_storage, write_atomic
 from graft.store import DEFAULT_LIMIT_BYTES
@@ -153,8 +153,7 @@ class _Sweep:
         # Frozen models compute where the trials do: few rows in this process only if that is on the same machine.
         with RayPool(self.storage, min_rows=MIN_ROWS if cluster.local else 0) as pool:
             shared = [*self.agenda.due, *(plan for group in self.agenda.groups for plan in group.plans)]
-            spent = compute_shared(shared, store, pool, self.watcher.rows)
-        add_shared(self.files, self.folder, spent)
+            compute_shared(shared, store, pool, self.watcher.rows, adding(self.files, self.folder))
         from graft.sweeps.tuning import tune_runs
 
         work = Work.of(self.status.sweep_id, self.datasets, self.storage, self.store_limit_bytes, self.sweep.trial)
