@@ -77,9 +77,9 @@ def fitted(wanted: Experiment, data: Dataset | None = None) -> Fitted:
 
 
 MODES = {
-    "mirror": {},
-    "prompt": {"mode": "prompt"},
-    "context": {"mode": "context", "context_template": "it is {text}!"},
+    "mirror": {"distance_bias": True},
+    "prompt": {"mode": "prompt", "distance_bias": True},
+    "context": {"mode": "context", "context_template": "it is {text}!", "distance_bias": True},
 }
 
 
@@ -176,6 +176,29 @@ def test_free_text_is_written_as_it_is_scored(folders: dict[str, Path]) -> None:
     own, other = (node.target_log_probabilities(rows)[0] for rows in (asked, turned))
     # A label that is written greedily is the more probable of the two.
     assert all(a >= b for text, a, b in zip(written, own, other, strict=True) if text in LABELS)
+
+
+@pytest.mark.parametrize("augmenting", ["tiny_gpt2", "other"])
+@pytest.mark.parametrize("mode", MODES)
+def test_answers_are_as_probable_as_training_made_them(mode: str, augmenting: str, folders: dict[str, Path]) -> None:
+    """In a batch of different lengths, one by one, and in the loss."""
+    settings = {**MODES[mode], "connections": [[2, 0], [1, 1]], "training": {"max_steps": 6}}
+    done = fitted(spec(folders, {"augmenting": augmenting}, **settings), dataset(generation=True))
+    node = done.node
+    loss = node.build()
+    loss.called.bridges.load_state_dict(
+        {name.removeprefix("bridges."): torch.from_numpy(value) for name, value in node.weights.items()}
+    )
+    with torch.no_grad():
+        learned = float(loss(**node.collate(node.encode(TRAIN)))[0])
+    template = node._template()
+    prompts = node._prompts(template, TRAIN)
+    targets = [[text + node.model.tokenizer.eos_token] for text in node._targets(template, TRAIN)]
+    alone = [node.speaker.score([one], [target])[0] for one, target in zip(prompts, targets, strict=True)]
+    assert node.speaker.score(prompts, targets) == pytest.approx(np.array(alone), abs=1e-4)
+    assert -float(np.sum(alone)) == pytest.approx(learned, rel=1e-5)
+    several = [answer.text for answer in node.speaker.write(prompts[:4], 6)]
+    assert several == [node.speaker.write([one], 6)[0].text for one in prompts[:4]]
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,11 @@ TUNED: dict[str, dict[str, Any]] = {
     "instruct": {"name": "instruct"},
     "distill": {"name": "distill", "adapter": {"peft_type": "LORA", "r": 4}},
 }
+HEARD: dict[str, Any] = {"name": "calm", "connections": [[2, 1]], "distance_bias": True}
 CALM: dict[str, dict[str, Any]] = {
-    "calm": {"name": "calm", "connections": [[2, 0], [1, 1]], "distance_bias": True},
-    "calm-prompt": {"name": "calm", "connections": [[2, 1]], "mode": "prompt", "keep_states": True},
-    "calm-context": {"name": "calm", "connections": [[2, 1]], "mode": "context", "rank": 4, "prenorm": False},
+    "calm": {**HEARD, "connections": [[2, 0], [1, 1]]},
+    "calm-prompt": {**HEARD, "mode": "prompt", "keep_states": True},
+    "calm-context": {**HEARD, "mode": "context", "rank": 4, "prenorm": False},
 }
 FIAT: dict[str, dict[str, Any]] = {
     "fiat": {"name": "fiat", "exemplars": 0, "max_rationale_tokens": 4, "adapter": {"peft_type": "LORA", "r": 4}}

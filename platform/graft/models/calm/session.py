@@ -178,5 +178,7 @@ def _sight(reading: Reading, known: Heard, ids_BT: Tensor, with_distance: bool) 
         visible = visible if seen is None else visible & (rank[:, None] < seen[:, :, None])
     if not with_distance:
         return Sight(visible, None)
-    seen = ids_BT.new_full(ids_BT.shape, known.columns) if seen is None else seen
+    if seen is None:
+        # Of each row its own tokens: the columns beyond them are other rows'.
+        seen = ids_BT.new_full(ids_BT.shape, known.columns) if mask is None else mask.sum(1)[:, None].expand_as(ids_BT)
     return Sight(visible, (seen[:, :, None] - 1 - rank[:, None]).expand(len(ids_BT), -1, -1))
