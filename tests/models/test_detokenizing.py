@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 import graft.models
+from graft.models.asked import PART, Asked, Token
 from graft.models.detokenizing import Spelling, Text
+from graft.models.growing import Growing
 from graft.models.writing import completion
 
 PROMPTS = ["", "The cat", "Die Katze saß auf der Matte; 东京", "东京" * 9, " ", "a\n", "\ufffd", "👍🏽"]
@@ -77,6 +79,42 @@ def test_characters_come_whole_and_at_once(request: pytest.FixtureRequest, kind:
     assert "\ufffd" not in "".join(pieces)
     assert sum(map(bool, pieces)) > len(new) / 3
     assert len(text.window) < 50
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "stories", "words in pieces"])
+def test_every_token_has_its_place_in_the_text(request: pytest.FixtureRequest, kind: str) -> None:
+    tokenizer = tokenizer_of(request, kind)
+    spelling, draw = Spelling(tokenizer), random.Random(kind)
+    prompt = tokenizer("the cat")["input_ids"]
+    for _ in range(40):
+        new = draws(tokenizer, draw)
+        text, tokens = written(spelling, prompt, new)
+        assert [token.text for token in tokens] == list(map(spelling.name, new))
+        offsets = [token.offset for token in tokens]
+        assert offsets == sorted(offsets)
+        for token, one in zip(new, tokens, strict=True):
+            # Bytes that are no text in the end are parts as well.
+            part = PART in one.text or text.startswith(PART, one.offset)
+            assert part or token in spelling.special or text.startswith(one.text, one.offset)
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "stories"])
+def test_parts_of_a_character_have_one_place(request: pytest.FixtureRequest, kind: str) -> None:
+    tokenizer = tokenizer_of(request, kind)
+    new = tokenizer("a鱼龙ab\n\n", add_special_tokens=False)["input_ids"]
+    text, tokens = written(Spelling(tokenizer), tokenizer("The cat")["input_ids"], new)
+    start = text.index("a鱼")
+    parts = [token.offset - start for token in tokens if token.text == PART]
+    assert parts == [1, 1, 1, 2, 2, 2]
+    assert [token.offset - start for token in tokens[-4:]] == [3, 4, 5, 6]
+
+
+def written(spelling: Spelling, prompt: list[int], new: list[int]) -> tuple[str, list[Token]]:
+    """The text that a model writes after a prompt, and what is told of its tokens."""
+    text = Growing(Asked("", len(new), logprobs=0), prompt, prompt, spelling, set())
+    pieces = [text.add(token, Token(spelling.name(token), -1.0, ())) for token in new]
+    told = [piece for piece in pieces if piece is not None]
+    return "".join(piece.text for piece in told), [token for piece in told for token in piece.logprobs]
 
 
 def test_names_of_tokens(stories: Path, tiny_llama: Path) -> None:

@@ -1,6 +1,8 @@
 """How the pieces of several texts become what a request is told; the pieces are given here, and no model runs."""
 
 import asyncio
+import json
+import math
 from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -126,10 +128,25 @@ def test_where_one_text_fails_the_others_are_left(whole: bool) -> None:
 def test_a_part_of_a_character_has_no_bytes() -> None:
     token = Token("\ufffd", -1.0, (("é", -1.0),))
     shape = Shape(True, "run", "f" * 12, "id", 0)
-    event = shape.event((0, Piece("", 1, (token,))), {}, set())
+    event = shape.event((0, Piece("", 1, (token,))), set())
     (content,) = event["choices"][0]["logprobs"]["content"]
     assert content["bytes"] is None
     assert content["top_logprobs"][0]["bytes"] == [0xC3, 0xA9]
+
+
+def test_the_likeliest_of_tokens_that_are_named_alike_is_told() -> None:
+    tokens = (Token("\ufffd", -1.0, (("\ufffd", -1.0), ("a", -2.0), ("\ufffd", -5.0)), offset=4),)
+    choice = Shape(False, "run", "f" * 12, "id", 0).event((0, Piece("", 1, tokens)), set())["choices"][0]
+    assert choice["logprobs"]["top_logprobs"] == [{"\ufffd": -1.0, "a": -2.0}]
+    assert choice["logprobs"]["text_offset"] == [4]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_what_is_impossible_is_a_number_too(chat: bool) -> None:
+    piece = Piece("a", 1, (Token("a", -math.inf, (("b", 0.0), ("a", -math.inf), ("c", math.nan))),), "stop")
+    answer = Shape(chat, "run", "f" * 12, "id", 0).whole([(0, piece)], {})
+    told = json.dumps(answer["choices"][0]["logprobs"], allow_nan=False)
+    assert told.count("-9999.0") == 3
 
 
 def test_the_servers_own_answer_may_be_sent_back() -> None:

@@ -41,7 +41,9 @@ class Token:
     """As it stands after another token; a part of a character is U+FFFD."""
     logprob: float
     top: tuple[tuple[str, float], ...]
-    """The likeliest tokens in its place, and theirs."""
+    """The likeliest tokens in its place, and theirs, the likeliest first; some may be named alike."""
+    offset: int = 0
+    """Characters of the text before it, one that a stop string has cut included; a character's parts have the same."""
 
 
 @dataclass(frozen=True)

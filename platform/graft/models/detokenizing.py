@@ -64,6 +64,8 @@ class Text:
         """How much of the window is the prompt's."""
         self.in_run = False
         """The newest tokens are bytes that belong together."""
+        self.sure = True
+        """All of it is told: `rest` is empty."""
 
     def add(self, token: int) -> str:
         """What is sure now and was not before."""
@@ -72,7 +74,10 @@ class Text:
             self.in_run = True
         elif token not in self.spelling.special:
             self.in_run = False
-        return "" if self.in_run else self._tell()
+        if self.in_run:
+            self.sure = False
+            return ""
+        return self._tell()
 
     def rest(self) -> str:
         """What is not sure: the text's end if nothing follows any more, and maybe something else if anything does."""
@@ -97,7 +102,8 @@ class Text:
         new = text[told:sure]
         if new:
             self.told = text[:sure]
-        if len(self.window) > LONGEST_WINDOW and len(self.told) == len(text):
+        self.sure = len(self.told) == len(text)
+        if len(self.window) > LONGEST_WINDOW and self.sure:
             self._shorten(text)
         return new
 

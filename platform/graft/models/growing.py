@@ -1,8 +1,9 @@
 """One text while it is written: when it ends, and what can be told of it."""
 
+import dataclasses
 from collections.abc import Sequence
 
-from graft.models.asked import Asked, Finish, Piece, Token
+from graft.models.asked import PART, Asked, Finish, Piece, Token
 from graft.models.detokenizing import Spelling, Text
 from graft.models.drawing import stream
 
@@ -27,6 +28,11 @@ class Growing:
         self.tokens = 0
         self.finish: Finish | None = None
         self._held = ""
+        self._told_characters = 0
+        self._rest = ""
+        """How the text would go on, were its newest token the last."""
+        self._offset = 0
+        """Of the newest token."""
         self._untold: list[Token] = []
         self._told_tokens = 0
 
@@ -38,14 +44,15 @@ class Growing:
     def add(self, token: int, worth: Token | None = None) -> Piece | None:
         """Take the next token; gives what can be told now, if anything can."""
         self.tokens += 1
-        if worth is not None:
-            self._untold.append(worth)
-        ended = token in self.ends
+        ended, stop = token in self.ends, self.asked.stop
         last = ended or self.tokens >= self.asked.max_new_tokens
+        if worth is not None:
+            self._offset = self._place(worth)
+            self._untold.append(dataclasses.replace(worth, offset=self._offset))
         self._held += self.text.add(token)
-        stop = self.asked.stop
-        # Bytes that belong together may already spell a stop string, and what follows could spell another text.
-        text = self._held + (self.text.rest() if last or (stop and self.text.in_run) else "")
+        # What is not sure may already spell a stop string, and with what follows another text.
+        self._rest = self.text.rest() if not self.text.sure and (last or stop or worth) else ""
+        text = self._held + self._rest
         at = first_of(text, stop)
         if at is not None:
             self._held, self.finish = text[:at], "stop"
@@ -56,8 +63,16 @@ class Growing:
             return None
         return self._piece(sure)
 
+    def _place(self, worth: Token) -> int:
+        """Characters before a token that comes now."""
+        sure = self._told_characters + len(self._held)
+        if PART in self._rest and worth.text.startswith(PART):
+            return max(sure, self._offset)  # it goes on with the character that is not whole
+        return sure + len(self._rest)
+
     def _piece(self, sure: int) -> Piece:
         text, self._held = self._held[:sure], self._held[sure:]
+        self._told_characters += len(text)
         prompt = 0 if self._told_tokens else self.prompt_tokens
         new, self._told_tokens = self.tokens - self._told_tokens, self.tokens
         worths, self._untold = tuple(self._untold), []

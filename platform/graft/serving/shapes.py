@@ -1,6 +1,7 @@
 """Texts in OpenAI's two shapes, of completions and of chats: whole, or as events of what is new."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from graft.models.asked import PART, Piece, Token
 
 Numbered = Sequence[tuple[int, Piece]]
 """Pieces, each with the number of its text."""
+
+IMPOSSIBLE = -9999.0
+"""OpenAI's log-probability of what cannot be; JSON has no infinity."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +39,25 @@ class Shape:
     def whole(self, pieces: Numbered, usage: dict[str, int]) -> dict[str, Any]:
         """One answer with all texts."""
         kind = "chat.completion" if self.chat else "text_completion"
-        choices = [self._choice(number, piece, 0) for number, piece in pieces]
+        choices = [self._choice(number, piece) for number, piece in pieces]
         return {**self.head, "object": kind, "choices": choices, "usage": usage}
 
-    def _choice(self, number: int, piece: Piece, offset: int) -> dict[str, Any]:
-        logprobs = self._logprobs(piece.logprobs, offset)
+    def _choice(self, number: int, piece: Piece) -> dict[str, Any]:
+        logprobs = self._logprobs(piece.logprobs)
         if not self.chat:
             return {"index": number, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
         message = {"role": "assistant", "content": piece.text, "refusal": None}
         return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": piece.finish}
 
-    def event(self, new: tuple[int, Piece], offsets: dict[int, int], begun: set[int]) -> dict[str, Any]:
+    def event(self, new: tuple[int, Piece], begun: set[int]) -> dict[str, Any]:
         """What is new of one text: clients read an event's first choice only.
 
         Args:
             new: number of the text, and its piece.
-            offsets: characters of each text that were told before; counted on here.
             begun: texts that were told of before; this one is put in.
         """
         number, piece = new
-        choice = self._choice(number, piece, offsets.get(number, 0))
-        offsets[number] = offsets.get(number, 0) + sum(len(token.text) for token in piece.logprobs)
+        choice = self._choice(number, piece)
         if self.chat:
             del choice["message"]
             role = {} if number in begun else {"role": "assistant"}
@@ -71,27 +73,35 @@ class Shape:
     def _event_head(self) -> dict[str, Any]:
         return {**self.head, "object": "chat.completion.chunk" if self.chat else "text_completion"}
 
-    def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not tokens:
             return None
         if self.chat:
             return {"content": [_chat_token(token) for token in tokens], "refusal": None}
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.text)
         return {
             "tokens": [token.text for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [dict(token.top) for token in tokens],
-            "text_offset": offsets,
+            "token_logprobs": [_finite(token.logprob) for token in tokens],
+            "top_logprobs": [_by_name(token.top) for token in tokens],
+            "text_offset": [token.offset for token in tokens],
         }
+
+
+def _finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else IMPOSSIBLE
+
+
+def _by_name(top: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """The likeliest of those that are named alike, as parts of characters are."""
+    found: dict[str, float] = {}
+    for name, logprob in top:
+        found.setdefault(name, _finite(logprob))
+    return found
 
 
 def _chat_token(token: Token) -> dict[str, Any]:
     def entry(text: str, logprob: float) -> dict[str, Any]:
         # A part of a character has no text of its own, and OpenAI allows that its bytes are not told.
-        return {"token": text, "logprob": logprob, "bytes": None if PART in text else list(text.encode())}
+        return {"token": text, "logprob": _finite(logprob), "bytes": None if PART in text else list(text.encode())}
 
     return {**entry(token.text, token.logprob), "top_logprobs": [entry(*one) for one in token.top]}
 

@@ -200,17 +200,16 @@ async def _told(
 async def _events(
     shape: Shape, first: Numbered, rest: AsyncGenerator[Numbered], counted: Counted, usage: bool, request: Request
 ) -> AsyncIterator[str]:
-    offsets: dict[int, int] = {}
     begun: set[int] = set()
     try:
         counted.add(first)
         async with aclosing(rest) as told:
             for one in first:
-                yield event_line(shape.event(one, offsets, begun))
+                yield event_line(shape.event(one, begun))
             async for found in told:
                 counted.add(found)
                 for one in found:
-                    yield event_line(shape.event(one, offsets, begun))
+                    yield event_line(shape.event(one, begun))
         if usage:
             yield event_line(shape.counted(counted.usage))
         yield "data: [DONE]\n\n"
