@@ -105,6 +105,28 @@ class TestTwoTokenizers:
         options = {**tiny(TEXTS, return_tensors="pt", padding=True), "max_new_tokens": 8, "do_sample": False}
         assert torch.equal(model.generate(**options), model.generate(**options, use_cache=False))
 
+    def test_a_step_may_add_no_word_once_the_longest_row_is_gone(self, tiny: Any, other_tokenizer: Any) -> None:
+        """As when beams were put in another order."""
+        anchor = network("llama", vocabulary=len(tiny), max_position_embeddings=128)
+        augmenting = network("mistral", 1, vocabulary=len(other_tokenizer), max_position_embeddings=128)
+        pair = {"tokenizer": tiny, "augmenting_tokenizer": other_tokenizer}
+        model = lively(CalmForCausalLM(anchor, augmenting, PAIRS, **pair)).eval()
+        assert not model.listening[0].resumes
+        tiny.padding_side = "left"
+        batch = tiny(["the dog ran", *TEXTS[:1]], return_tensors="pt", padding=True)
+        cache = model.new_cache()
+        logits(model, batch["input_ids"], attention_mask=batch["attention_mask"], past_key_values=cache)
+        cache.reorder_cache(torch.tensor([0, 0]))
+        mask = batch["attention_mask"][[0, 0]]
+        text = batch["input_ids"][0][mask[0].bool()]
+        for more in tiny("ning fast", add_special_tokens=False)["input_ids"]:
+            mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+            text = torch.cat([text, torch.tensor([more])])
+            step = torch.tensor([[more], [more]])
+            found = logits(model, step, attention_mask=mask, past_key_values=cache)[:, -1]
+            wanted = logits(model, text[None], use_cache=False)[:, -1]
+            torch.testing.assert_close(found, wanted.expand(2, -1), rtol=0, atol=1e-4)
+
 
 class TestModes:
     @pytest.mark.parametrize("family", ["bert", "t5"])

@@ -37,6 +37,8 @@ class Heard:
         if self.ids_BS is None:
             self.ids_BS, self.mask_BS = ids_BS, mask_BS
             return
+        if not ids_BS.shape[1]:
+            return  # the bridges keep the columns that they know, also where the longest row was dropped
         if mask_BS is not None or self.mask_BS is not None:
             self.mask_BS = torch.cat([_full(self.mask_BS, self.ids_BS), _full(mask_BS, ids_BS)], 1)
         self.ids_BS = torch.cat([self.ids_BS, ids_BS], 1)
