@@ -15,11 +15,14 @@ import transformers
 from graft import models
 from graft.arrays import score_matrix
 from graft.errors import DataError, ModelError, SpecError
+from graft.methods.judging import Judge
+from graft.methods.ordering import RetrieveOrdered
+from graft.node import Context
 from graft.tasks.dataset import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from trainings import REASON, TEST, TRAIN, dataset, experiment, fit, peft_spec, target_loss
+from trainings import LABELS, REASON, TEST, TRAIN, dataset, experiment, fit, peft_spec, target_loss
 
 MODEL = pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2", "tiny_t5"], indirect=True)
 NUMBERS = {"cold": "1", "warm": "1 1"}
@@ -41,6 +44,31 @@ def test_a_label_that_another_begins_with_can_be_told_from_it(model: Path) -> No
     # The frozen model's opinions can go either way too.
     asked = fit(experiment(model, {"name": "icl", "num_shots": 0}), data).after.run(data.test)
     assert np.isfinite(score_matrix(asked["scores"], labels)).all()
+
+
+@pytest.mark.parametrize("method", [{"num_shots": 4}, {"num_shots": 2, "chain_of_thought": "auto"}])
+def test_fitted_to_a_request_s_labels_a_run_says_what_a_run_of_those_labels_says(
+    tiny_llama: Path, method: dict[str, Any]
+) -> None:
+    numbers = Dataset(renamed(TRAIN, NUMBERS), renamed(TEST, NUMBERS), ("text",), "text", tuple(NUMBERS.values()))
+    runs = {LABELS: dataset(), numbers.labels: numbers}
+    spec = experiment(tiny_llama, {"name": "icl", "max_rationale_tokens": 4, **method})
+    fits = {labels: fit(spec, data).after for labels, data in runs.items()}
+    ends = {labels: graph.nodes[-1].label_end for labels, graph in fits.items()}
+    assert ends == {LABELS: "", numbers.labels: "\n"}
+    for own, graph in fits.items():
+        for asked, data in runs.items():
+            node = graph.fit(data.train, Context(spec, asked)).nodes[-1]
+            assert node.fingerprint() == fits[asked].nodes[-1].fingerprint(), (own, asked)
+
+
+def test_who_judges_demonstrations_scores_the_end_that_a_request_s_labels_need(tiny_llama: Path) -> None:
+    spec = experiment(tiny_llama, {"name": "icl", "num_shots": 4, "order": "global_entropy"})
+    retrieve = fit(spec).before.nodes[0]
+    assert isinstance(retrieve, RetrieveOrdered)
+    for labels, end in {LABELS: "", tuple(NUMBERS.values()): "\n"}.items():
+        judge = Judge.of(retrieve.model, retrieve.inputs, retrieve.asked, Context(spec, labels))
+        assert (judge.labels, judge.label_end) == (labels, end)
 
 
 def test_labels_that_differ_from_the_beginning_need_no_end(tiny_llama: Path) -> None:

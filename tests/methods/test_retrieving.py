@@ -258,6 +258,9 @@ class Oracle(Model):
 
     kind = "causal"
 
+    def tokenizer(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": list(text.encode())}
+
     def score(self, prompts: Any, candidates: Candidates, normalize: bool = False) -> Any:
         found = []
         for prompt in prompts:

@@ -9,7 +9,7 @@ longer one could never be the more probable. A free-text answer is written token
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +72,13 @@ class Answer(Node):
     def streams(self) -> bool:
         """Whether `run` is what the speaker writes after `prompts`, up to `ends`, as `read` reads it."""
         return self.generation
+
+    def among(self, labels: tuple[str, ...] | None) -> Self:
+        """The node that answers with these labels, with the end that they need; None where answers are free text."""
+        node = dataclasses.replace(self, labels=labels or ())
+        if self.generation or self.model.remote:
+            return node
+        return dataclasses.replace(node, label_end=_label_end(self.model, self._template(), node.labels))
 
     def prompts(self, rows: pa.Table) -> list[str]:
         """What the speaker reads of each row."""

@@ -44,7 +44,7 @@ class Complete(Answer):
     def fit(self, rows: pa.Table, context: Context) -> Self:
         """Keep the examples that prompts may show."""
         kept = rows.select(["id", *self.inputs, "target"]).to_pylist() if self.num_shots else []
-        return dataclasses.replace(self, labels=context.labels or (), examples=tuple(kept))
+        return dataclasses.replace(self.among(context.labels), examples=tuple(kept))
 
     def check(self, rows: pa.Table) -> None:
         """Every prompt with its answer fits the model's context.

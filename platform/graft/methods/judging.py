@@ -38,7 +38,7 @@ class Judge(Answer):
             asked: the other fields of its `Answer`.
             context: knows the labels.
         """
-        return cls(model=model, inputs=inputs, labels=context.labels or (), **asked)
+        return cls(model=model, inputs=inputs, **asked).among(context.labels)
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]

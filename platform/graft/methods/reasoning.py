@@ -213,7 +213,7 @@ class RetrieveAuto(Retrieve):
         rows = rows.take(pa.array([order[one] for one in known.ids]))
         clusters = _clusters(matrix(rows["embedding"]), self.num_shots, context.experiment.regime.seed)
         tried = sorted({place for cluster in clusters for place in cluster[:MOST_TRIED]})
-        node = Reason(model=self.model, inputs=self.inputs, labels=context.labels or (), **self.asked)
+        node = Reason(model=self.model, inputs=self.inputs, **self.asked).among(context.labels)
         reasoned = own_reasons(node, rows.take(pa.array(tried)), context).to_pylist()
         texts = read(rows, self.inputs, self.kind)
         good = {
