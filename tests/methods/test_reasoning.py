@@ -217,3 +217,9 @@ def test_wrong_wishes(tiny_llama: Path, method: dict[str, Any], named: str) -> N
 def test_few_shot_needs_rationales(tiny_llama: Path) -> None:
     with pytest.raises(SpecError, match=r"task\.rationale"):
         fitted(tiny_llama, dataset(train=TRAIN.drop_columns(["rationale"])), **FEW)
+
+
+def test_few_shot_is_not_fitted_to_a_request_s_examples_which_have_no_rationales(tiny_llama: Path) -> None:
+    context = Context(experiment(tiny_llama, {"name": "icl"}), LABELS)
+    with pytest.raises(SpecError, match="leave a request's examples null"):
+        fitted(tiny_llama, **FEW).fit(TRAIN.drop_columns(["rationale"]), context)

@@ -67,7 +67,11 @@ class Reason(Complete):
         return False
 
     def fit(self, rows: pa.Table, context: Context) -> Self:
-        """Keep the examples that prompts may show, with their rationales: the rows' own, or the model's."""
+        """Keep the examples that prompts may show, with their rationales: the rows' own, or the model's.
+
+        Raises:
+            SpecError: the rows should have some, and have none.
+        """
         fitted = super().fit(rows, context)
         if self.chain == "zero_shot" or not self.num_shots:
             return fitted
@@ -77,6 +81,7 @@ class Reason(Complete):
             reasoned = own_reasons(fitted, rows, context)
             kept = [{**row, "target": row["prediction"]} for row in reasoned.to_pylist() if row["prediction"]]
         else:
+            refuse_without_rationales(rows.column_names)
             kept = rows.to_pylist()
         columns = ("id", *self.inputs, "target", "rationale")
         examples = (tidy({name: row[name] for name in columns}) for row in kept)
@@ -272,6 +277,6 @@ def refuse_without_rationales(columns: Sequence[str]) -> None:
     """
     if "rationale" not in columns:
         raise SpecError(
-            "method.chain_of_thought: few_shot shows the examples' rationales: name their column (task.rationale), or "
-            "use zero_shot or auto"
+            "method.chain_of_thought: few_shot shows the examples' rationales: name their column (task.rationale), use "
+            "zero_shot or auto, or leave a request's examples null"
         )
