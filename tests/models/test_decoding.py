@@ -399,11 +399,14 @@ def dictated(tokenizer: Any) -> Iterator[tuple[tuple[str, ...], list[int]]]:
     yield ("\n",), [line, octets[0], *lily]
     yield ("\n",), [octets[0], line, *lily]
     yield ("a\n",), [a, line, octets[0], b]
+    # A run of bytes is read as a whole, however long it is.
+    yield ("\n",), [*octets * 5, line, *lily]
+    yield ("\n",), [*octets * 5, line, octets[0], *lily]
+    yield ("\n",), [octets[0], *octets * 5, line, *lily]
     draw = random.Random(5)
     for _ in range(24):
         new: list[int] = []
         for _ in range(4):
-            # Runs are no longer than what `write` reads again after each token.
             new += draw.choice([[line], [line, *octets], [*octets, line], octets[:2], [line, octets[0]], [*octets] * 2])
             new += draw.choice([[a], [b], lily])
         yield draw.choice([("\n",), ("你",), ("\n\n", "b你\n"), ("a\n", "你a"), ("b\n你",)]), new

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graft.models import prefixes
+from graft.models.asked import Asked
 from graft.models.batching import batches, padded
+from graft.models.detokenizing import Spelling
 from graft.models.drawing import Gumbel
-from graft.models.growing import first_of
+from graft.models.growing import Growing, first_of
 from graft.models.model import Sampling, Written
 
 if TYPE_CHECKING:
@@ -109,11 +111,15 @@ def _write_batch(
     width = ids.shape[1] if causal else len(starts)
     if len(starts) > 1:  # one start token is what `generate` begins with by itself
         given["decoder_input_ids"] = ids.new_tensor([starts] * len(prompts))
+    texts: list[Growing] = []
+    if stop and not hearer:
+        asked, spelling = Asked("", max_new_tokens, tuple(stop)), Spelling(model.tokenizer)
+        texts = [Growing(asked, prompt, prompt if causal else (), spelling, ends) for prompt in prompts]
     output = model.network.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
-        stopping_criteria=[hearer.ended] if hearer else [_Ended(model.tokenizer, width, stop)] if stop else [],
+        stopping_criteria=[hearer.ended] if hearer else [_Ended(texts, width)] if texts else [],
         logits_processor=[hearer.scores] if hearer else [drawing] if drawing else [],
         **given,
     )
@@ -187,18 +193,23 @@ def completion(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
 
 
 class _Ended:
-    """Tells `generate` which rows hold a stop string, so that it need not go on."""
+    """Tells `generate` which rows hold a stop string, so that it need not go on: as `Growing` does for served texts.
 
-    def __init__(self, tokenizer: Any, start: int, stop: Sequence[str]) -> None:
-        self.tokenizer, self.start, self.stop = tokenizer, start, stop
-        # A character takes at most four tokens, so older tokens cannot be part of a stop string that ends here.
-        self.window = 4 * max(map(len, stop), default=0) + 4
+    Args:
+        texts: of the rows.
+        start: columns that hold no written token.
+    """
+
+    def __init__(self, texts: Sequence[Growing], start: int) -> None:
+        self.texts, self.heard = texts, start
 
     def __call__(self, ids_BT: Tensor, _scores: Any, **_options: Any) -> Tensor:
-        recent = ids_BT[:, max(self.start, ids_BT.shape[1] - self.window) :]
-        texts = self.tokenizer.batch_decode(recent, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        ended = [any(word in text for word in self.stop) for text in texts]
-        return torch.tensor(ended, device=ids_BT.device)
+        for text, tokens in zip(self.texts, ids_BT[:, self.heard :].tolist(), strict=True):
+            for token in tokens:
+                if not text.over:
+                    text.add(token)
+        self.heard = ids_BT.shape[1]
+        return torch.tensor([text.over for text in self.texts], device=ids_BT.device)
 
 
 def end_tokens(model: "LocalModel") -> set[int]:
