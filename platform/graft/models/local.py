@@ -38,6 +38,17 @@ class Weights:
     dtype: str
 
 
+def twin_of(network: nn.Module) -> Any:
+    """Another object that shares a network's weights: frozen parameters of its own, and hooks of its own."""
+    shared: dict[int, Any] = {}
+    for parameter in network.parameters():
+        plain = type(parameter) is nn.Parameter
+        shared[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False) if plain else parameter
+    for buffer in network.buffers():
+        shared[id(buffer)] = buffer
+    return copy.deepcopy(network, shared)
+
+
 class LocalModel(Model):
     """An encoder, and what causal and encoder-decoder models share with it."""
 
@@ -107,14 +118,7 @@ class LocalModel(Model):
 
         Its parameters are other objects, so that giving one new values leaves this model as it is.
         """
-        network = self.network
-        shared: dict[int, Any] = {}
-        for parameter in network.parameters():
-            plain = type(parameter) is nn.Parameter
-            shared[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False) if plain else parameter
-        for buffer in network.buffers():
-            shared[id(buffer)] = buffer
-        return copy.deepcopy(network, shared)
+        return twin_of(self.network)
 
     def around(self, network: Callable[[], nn.Module], mark: str, **changes: Any) -> Self:
         """A handle that reads and writes text as this one does, around another network.

@@ -213,6 +213,20 @@ class TestSeveral:
         assert whole.shape[0] == 2
         torch.testing.assert_close(states[0] - parts[-1], parts[-3] + parts[-2] - 2 * parts[-1], rtol=0, atol=1e-4)
 
+    @pytest.mark.parametrize("pairs", [[[1, 1]], [[2, 0]], [[2, 4], [4, 1]]])
+    @pytest.mark.parametrize("part", ["", "model"], ids=["whole", "body"])
+    def test_a_live_anchor_may_hear_itself(self, part: str, pairs: list[list[int]]) -> None:
+        anchor = network("llama")
+        model = lively(CalmForCausalLM(anchor, anchor.get_submodule(part), pairs)).eval()
+        apart = lively(CalmForCausalLM(network("llama"), network("llama"), pairs)).eval()
+        assert torch.equal(logits(model, ids_of()), logits(apart, ids_of()))
+        assert (logits(model, ids_of()) - logits(anchor, ids_of())).abs().max() > 0.05
+        options = {"max_new_tokens": 6, "do_sample": False}
+        assert torch.equal(model.generate(ids_of(), **options), apart.generate(ids_of(), **options))
+        places = {value.data_ptr() for value in anchor.parameters()}
+        assert {value.data_ptr() for value in model.augmenting.parameters()} <= places
+        assert {name.split(".")[0] for name, value in model.named_parameters() if value.requires_grad} == {"bridges"}
+
 
 class TestWriting:
     def test_sampling_and_streaming(self, same: Any, tiny: Any) -> None:

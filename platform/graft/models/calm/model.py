@@ -24,7 +24,7 @@ from graft.models.calm.bridge import Bridge, heads_for
 from graft.models.calm.cache import CalmCache
 from graft.models.calm.connections import resolved
 from graft.models.calm.listening import Listening, Mode, Reading, context_tokens, is_causal
-from graft.models.calm.opening import Network, configuration, interpreter, opened, tokenizer_pairs
+from graft.models.calm.opening import Network, beside, configuration, interpreter, opened, tokenizer_pairs
 from graft.models.calm.reading import same_tokenizer
 from graft.models.calm.session import Session
 from graft.models.calm.settings import Settings
@@ -37,7 +37,7 @@ class CalmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     Args:
         anchor: the model that writes: live, a handle, or a source; frozen in place where it is live.
-        augmenting: the model that it hears, or several of them.
+        augmenting: the model that it hears, or several of them; the anchor itself, too.
         connections: `paper`, or pairs [augmenting layer, anchor layer] for every augmenting model, or a list of such
             lists, one for each; 0 is the embeddings, i what block i gives. Several bridges into one layer are added.
         mode: mirror (it hears what reads the same text), prompt (the prompt alone), context (a text of its own).
@@ -79,7 +79,7 @@ class CalmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(configuration(anchor))
         self.generation_config = anchor.generation_config
         self.anchor = anchor.eval().requires_grad_(False)
-        self.augmenting = nn.ModuleList(network.eval().requires_grad_(False) for network, _ in networks)
+        self.augmenting = nn.ModuleList(beside(anchor, network).eval().requires_grad_(False) for network, _ in networks)
         tokenizers = tokenizer_pairs(tokenizer or own, augmenting_tokenizer, [known for _, known in networks])
         # Not a second submodule: every parameter has one name.
         object.__setattr__(self, "anchor_blocks", blocks_of(anchor, "the anchor"))

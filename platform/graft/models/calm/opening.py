@@ -9,7 +9,7 @@ from graft import models
 from graft.errors import ModelError
 from graft.models.calm.folder import name_of
 from graft.models.calm.reading import Interpreter
-from graft.models.local import LocalModel
+from graft.models.local import LocalModel, twin_of
 from graft.models.model import Model
 
 Network = Any
@@ -25,6 +25,11 @@ def opened(given: Network) -> tuple[Any, Any]:
         raise ModelError(f"{handle.source.source}: a model of kind {handle.kind} cannot be composed; name one of text")
     # Its own object: hooks on a network that others use would meet their calls too.
     return handle.frozen_copy(), handle.tokenizer
+
+
+def beside(anchor: nn.Module, network: nn.Module) -> Any:
+    """A network that shares no module with the anchor, whose hooks would meet this one's calls too; weights it may."""
+    return network if set(anchor.modules()).isdisjoint(network.modules()) else twin_of(network)
 
 
 def configuration(anchor: Any) -> Any:
