@@ -37,7 +37,7 @@ class LimitError(GraftError):
 
 
 class Spent:
-    """The seconds that a run has taken, as far as an attempt can go on from them: `spent.json` in the run's folder.
+    """The seconds that a run has taken, as far as an attempt can go on from them: `limits.json` in the run's folder.
 
     An attempt begins with it.
 
@@ -48,7 +48,7 @@ class Spent:
 
     def __init__(self, files: fs.FileSystem, run_id: str):
         self.files, self.folder = files, f"runs/{run_id}"
-        self.path = f"{self.folder}/spent.json"
+        self.path = f"{self.folder}/limits.json"
         self.began = time.monotonic()
         self.earlier: float = json.loads(read_bytes(files, self.path))["seconds"] if exists(files, self.path) else 0.0
         self._known = self._checkpoints()
