@@ -13,8 +13,9 @@ from pyarrow import fs, parquet
 from rich.console import Console
 
 import graft
-from graft import models, planning, runner, runs
+from graft import execution, models, planning, runner, runs
 from graft.errors import DataError, GraftError, ModelError, SpecError
+from graft.methods.answering import Answer
 from graft.prediction import predict_file
 from graft.results.listing import details, run_table
 from graft.results.outcomes import outcomes
@@ -572,6 +573,50 @@ def test_a_run_asks_its_teacher_once_for_every_row_and_the_next_one_reads(tiny_l
         row = result.metrics.to_pylist()[0]
         found.append((row["teacher_calls"], row["teacher_reads"], row["store_reads"]))
     assert found == [(18, 0, 0), (0, 18, 18)]
+
+
+class KilledError(BaseException):
+    """Stands for a signal."""
+
+
+def test_a_run_that_was_killed_says_what_all_its_attempts_have_cost(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(Answer, "chunk_rows", 8)
+    rows = "".join(f"a text about {topic} number {i},{topic}\n" for i in range(40) for topic in ("rain", "bread"))
+    (tmp_path / "rows.csv").write_text(f"text,topic\n{rows}")
+    base = {"source": str(tiny_llama)}
+    task = {"name": "file", "path": str(tmp_path / "rows.csv"), "text": "text", "label": "topic", "test_examples": 10}
+    values = {
+        "name": "explained",
+        "models": {"teacher": base, "student": base},
+        "task": task,
+        "regime": {"examples": 9},
+        "method": {"name": "fiat", "exemplars": 0, "max_rationale_tokens": 3},
+        "training": {"max_steps": 2},
+    }
+    plan = planning.plan(Experiment.from_mapping(values))
+
+    def attempt(name: str, killed: tuple[str, int] | None = None) -> dict[str, Any]:
+        def watch(what: str, done: int, total: int) -> None:
+            if (what.split("(")[0], done) == killed:
+                raise KilledError
+
+        files = open_storage(tmp_path / name)
+        row: dict[str, Any] = runner.carry_out(plan, files, runner.open_store(files), watch).metrics.to_pylist()[0]
+        return row
+
+    whole = attempt("whole")
+    assert whole["teacher_calls"] == 19
+    # In its test rows, in its examples, and while it trains.
+    for killed_at in (("explain", 8), ("explain", 8), ("train student", 1)):
+        with pytest.raises(KilledError):
+            attempt("killed", killed_at)
+    killed = attempt("killed")
+    names = ("tokens", "forward_passes", "teacher_calls")
+    assert {name: killed[name] for name in names} == {name: whole[name] for name in names}
+    assert not (tmp_path / "killed" / "runs" / plan.run_id / "spent.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from pyarrow import fs
 
 from graft import costs, runs
 from graft.errors import GraftError, ModelError, StoreError, naming_memory
-from graft.execution import Pool, Progress, no_progress, run_node
+from graft.execution import Pool, Progress, no_progress, noting, run_node
 from graft.graph import Graph
 from graft.methods.answering import Answer
 from graft.methods.fiat import READ
@@ -133,7 +133,7 @@ def carry_out(
     """
     folder = f"runs/{planned.run_id}"
     if runs.is_done(files, folder):
-        _forget_checkpoints(files, folder)  # of a process that was killed before it could
+        _forget_attempts(files, folder)  # of a process that was killed before it could
         try:
             return runs.read_result(files, folder)
         except StoreError as error:
@@ -142,16 +142,16 @@ def carry_out(
     with clean_if_wrong(files, folder), _logging_to(files, folder), naming_memory(), streams:
         log.info("%s begins: %s", planned.run_id, planned.experiment.model_dump_json())
         write_atomic(files, f"{folder}/spec.yaml", planned.experiment.to_yaml().encode())
-        began = time.perf_counter()
-        before = costs.so_far(planned.models, store)
-        test = _frozen_beginning(planned, store, progress, pool)
+        meter = costs.Meter(files, folder, planned.models, store)
+        watched = noting(progress, meter.keep)
+        test = _frozen_beginning(planned, store, watched, pool)
         known = units(planned.examples, planned.dataset.inputs, planned.dataset.items)
-        train = _Train(planned.experiment, files, folder, progress, together, worst, known)
-        context = Context(planned.experiment, planned.dataset.labels, store, progress, pool, train, known)
+        train = _Train(planned.experiment, files, folder, progress, together, worst, known, meter)
+        context = Context(planned.experiment, planned.dataset.labels, store, watched, pool, train, known)
         graph = planned.graph.fit(planned.examples, context)
         _warn_of_silence(test)
         rest = graph.after(len(planned.graph.frozen()))
-        answers = rest.run(test.select(["id", *rest.inputs]), store, progress, pool)
+        answers = rest.run(test.select(["id", *rest.inputs]), store, watched, pool)
         for column in ("target", "group", "checks"):
             if column in test.column_names and column not in answers.column_names:
                 answers = answers.append_column(column, test[column])
@@ -160,8 +160,10 @@ def carry_out(
             answers = answers.append_column("together", pa.array([str(about[id]) for id in answers["id"].to_pylist()]))
         answers = planned.experiment.task.marked(answers)
         answers = with_target_probabilities(answers, graph.nodes[-1], planned.dataset.labels)
-        seconds = time.perf_counter() - began + train.earlier_seconds
-        record = costs.record(planned, graph, before, store, answers, seconds, train.peak)
+        spent = meter.total()
+        spent["seconds"] += train.earlier_seconds
+        spent["peak_memory_bytes"] = max(spent["peak_memory_bytes"], train.peak)
+        record = costs.record(planned, graph, answers, spent)
         table = _metric_rows(record, answers, planned)
         if train.curves:
             write_table(files, f"{folder}/training.parquet", pa.concat_tables(train.curves))
@@ -173,7 +175,7 @@ def carry_out(
             test_values(table),
         )
         write_table(files, f"{folder}/metrics.parquet", table)
-        _forget_checkpoints(files, folder)
+        _forget_attempts(files, folder)
     return runs.read_result(files, folder)
 
 
@@ -189,12 +191,14 @@ class _Train:
         together: "Together | None",
         worst: Mapping[int, float] | None,
         units: Mapping[str, int],
+        meter: costs.Meter,
     ) -> None:
         self.experiment, self.files, self.folder = experiment, files, folder
         self.progress, self.together, self.worst, self.units = progress, together, worst, units
+        self.meter = meter
         self.curves: list[pa.Table] = []
         self.earlier_seconds = 0.0
-        """Spent by attempts before this one."""
+        """Spent on training by attempts before this one."""
         self.peak = 0
         """The most memory that a training process has held, in bytes."""
 
@@ -205,9 +209,10 @@ class _Train:
 
         began = time.perf_counter()
         where = (self.files, self.folder, self.progress, self.together)
-        trained = training.train(node, rows, more, self.experiment, *where, self.worst, self.units)
-        for handle in list(node.handles().values())[:1]:
-            handle.usage.add(trained.state.tokens, trained.state.sequences)
+        with self.meter.training():
+            trained = training.train(node, rows, more, self.experiment, *where, self.worst, self.units)
+            for handle in list(node.handles().values())[:1]:
+                handle.usage.add(trained.state.tokens, trained.state.sequences)
         self.earlier_seconds += max(0.0, trained.state.seconds - (time.perf_counter() - began))
         self.peak = max(self.peak, trained.state.peak_memory_bytes)
         self.curves.append(curve(trained.state, node.describe()))
@@ -249,11 +254,13 @@ def together(planned: Plan, storage: str | Path, address: str | None) -> "Togeth
     return functools.partial(train_together, storage=storage, address=address, scaling=scaling, name=planned.run_id)
 
 
-def _forget_checkpoints(files: fs.SubTreeFileSystem, folder: str) -> None:
-    """A finished run needs none."""
+def _forget_attempts(files: fs.SubTreeFileSystem, folder: str) -> None:
+    """A finished run needs no checkpoints, nor what its attempts have spent."""
     with contextlib.suppress(OSError):
         if exists(files, f"{folder}/checkpoints"):
             files.delete_dir(f"{folder}/checkpoints")
+        if exists(files, f"{folder}/{costs.FILE}"):
+            files.delete_file(f"{folder}/{costs.FILE}")
 
 
 def _metric_rows(record: Record, answers: pa.Table, planned: Plan) -> pa.Table:

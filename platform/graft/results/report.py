@@ -39,9 +39,10 @@ from graft.results.tables import (
 from graft.storage import open_storage, write_atomic
 
 COSTS_NOTE = (
-    "Means over the runs that are done, of what each run itself spent. What the sweep computed once for all its runs "
-    "(said at the top), or any earlier run left in the column store, is read, not computed: seconds, tokens and "
-    "forward passes are therefore not comparable between arms that share a store."
+    "Means over the runs that are done, of what each run itself spent, attempts that were killed included; not counted "
+    "is what a kill took with it: rows that were not stored yet, steps after the last checkpoint. What the sweep "
+    "computed once for all its runs (said at the top), or any earlier run left in the column store, is read, not "
+    "computed: seconds, tokens and forward passes are therefore not comparable between arms that share a store."
 )
 """Stands beneath the costs."""
 
