@@ -1,7 +1,10 @@
 """Reasoning modules: their tasks are what they are said to be, wherever they are drawn, and can be learned."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pyarrow import fs
@@ -156,6 +159,7 @@ def test_a_head_whose_weights_are_others_is_refused(tmp_path: Path) -> None:
 
 
 MIXED = MixedTasks(tasks_per_batch=8, labelled=32, queries=16, dimensions=24, classes=4)
+HYBRID = {"kind": "hybrid", "components": 4, "width": 16, "layers": 1, "heads": 2}
 SIZE = mixed.Size(labelled=12, queries=20, dimensions=16, classes=3)
 
 
@@ -197,12 +201,35 @@ def test_sizes_of_batches_are_a_function_of_the_step() -> None:
 
 
 def test_a_hybrid_heads_loss_does_not_depend_on_how_a_batch_is_shared() -> None:
-    node = HeadNode({"kind": "hybrid", "components": 4, "width": 16, "layers": 1, "heads": 2}, 0)
+    node = HeadNode(HYBRID, 0)
     module, batch = node.build(), mixed.MixedBatches(MIXED, 0).batch(3)
     with torch.no_grad():
         whole = float(module(**node.collate(batch)))
         parts = sum(float(module(**node.collate(batch.slice(at, 4)))) for at in range(0, 8, 4))
     assert parts == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "table"),
+    [
+        (SETTINGS, logistic.table(np.arange(512), 2, 16)),
+        (HYBRID, SIZE.table(np.arange(512))),
+        (HYBRID, mixed.Size(labelled=32, queries=20, dimensions=8, classes=2).table(np.arange(512))),
+    ],
+    ids=["tart", "hybrid-wide", "hybrid-tall"],
+)
+def test_half_precision_changes_neither_tasks_nor_regressions(settings: dict[str, Any], table: pa.Table) -> None:
+    node = HeadNode(settings, 0)
+    module, told, losses = node.build(), [], []
+    module.network.register_forward_pre_hook(lambda _m, args: told.append(args))
+    for half in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses.append(module(**node.collate(table)))
+    whole, halved = told
+    assert torch.equal(halved[0], whole[0])
+    assert torch.equal(halved[1], whole[1])
+    # An untrained hybrid head is its regression.
+    assert settings is SETTINGS or torch.equal(*losses)
 
 
 @pytest.mark.long

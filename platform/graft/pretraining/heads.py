@@ -1,5 +1,7 @@
 """Reasoning modules as the one loop trains them: on tasks drawn where they are trained, nothing travels but seeds.
 
+Tasks are drawn in full precision, whatever the head is trained in: a seed is the same task everywhere.
+
 Shapes: B tasks, N rows of each, C classes, S strengths.
 """
 
@@ -87,7 +89,7 @@ class TartLoss(nn.Module):  # type: ignore[misc]
     def forward(self, seeds_B: Tensor, points: Tensor, dimensions: Tensor) -> Tensor:
         """Sum of the losses (nats), float32 [1]."""
         width = self.network.settings["dimensions"]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(seeds_B.device.type, enabled=False):
             x_BND, y_BN = logistic.draw(seeds_B, int(points), int(dimensions), width, self.weight_scale)
         logits_BN = self.network(x_BND, y_BN)
         return nn.functional.binary_cross_entropy_with_logits(logits_BN.float(), y_BN, reduction="sum")[None]
@@ -109,7 +111,7 @@ class HybridLoss(nn.Module):  # type: ignore[misc]
     ) -> Tensor:
         """Sum of the losses (nats), float32 [1]."""
         size = mixed.Size(int(labelled), int(queries), int(dimensions), int(classes))
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(seeds_B.device.type, enabled=False):
             x_BND, y_BN = mixed.draw(seeds_B, size)
         logits = self.network(x_BND, y_BN[:, : size.labelled], size.classes)
         target = y_BN[:, size.labelled :]

@@ -62,7 +62,8 @@ class HybridHead(Head):
             classes: C.
         """
         labelled = y_Bk.shape[1]
-        with torch.no_grad():
+        # Factorisations take no half precision, and would lose the small axes in it.
+        with torch.no_grad(), torch.autocast(x_BND.device.type, enabled=False):
             base = Base.fit(x_BND[:, :labelled], y_Bk, classes, self.settings["components"])
             rows = base.rows(x_BND[:, labelled:])
         return self.answer(rows, y_Bk, self.remember(base.labelled, y_Bk))
