@@ -65,6 +65,24 @@ def test_what_is_shared_equals_computing_every_prompt_whole(model: models.Model)
     np.testing.assert_allclose(exact[-1], shared.beside()[-1], atol=2e-5)  # the last one stands last anyway
 
 
+@pytest.mark.parametrize(("family", "packs"), [("tiny_llama", True), ("tiny_gpt2", True), ("Falcon", False)])
+def test_asked_rows_are_read_in_one_pass_where_a_mask_keeps_them_apart(
+    family: str, packs: bool, request: pytest.FixtureRequest, tiny_causal: Any
+) -> None:
+    folder = tiny_causal(family, **OTHERS[family]) if family in OTHERS else request.getfixturevalue(family)
+    model = models.load(str(folder))
+    shown, asked = blocks(model, TEXTS[:5]), blocks(model, TEXTS)
+    reader = InContext(model, shown)
+    reader.asked(asked[:1])  # now what is shown is known
+    passes: list[None] = []
+    hook = model.body.register_forward_pre_hook(lambda *_: passes.append(None))
+    found = reader.asked(asked)
+    hook.remove()
+    assert model.packs_prompts == packs
+    assert len(passes) == (1 if packs else len(asked))
+    np.testing.assert_allclose(found, InContext(model, shown, share=False).asked(asked), atol=2e-5)
+
+
 def test_divided_every_block_stands_behind_all_the_others(model: models.Model) -> None:
     shown = blocks(model, TEXTS[:4])
     found = InContext(model, shown).left_out(exact=False)

@@ -75,7 +75,7 @@ class CausalModel(LocalModel):
     @property
     def packs_prompts(self) -> bool:
         """Whether several prompts may be read in one sequence."""
-        return self.plain and prefixes.packable(self.network, self.config)
+        return self.plain and prefixes.packable(self.network)
 
     @property
     def body(self) -> Any:

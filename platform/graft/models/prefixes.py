@@ -79,12 +79,12 @@ def shareable(network: nn.Module, config: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
-def packable(network: nn.Module, config: Any) -> bool:
+def packable(network: nn.Module) -> bool:
     """Whether prompts may stand beside each other in one sequence, kept apart by a mask and by their positions.
 
     Only attention by torch's own kernel takes such a mask; some networks know positions by their place alone.
     """
-    settings = config.get_text_config()
+    settings = network.config.get_text_config()  # a configuration that was read alone knows no kernel
     told = "position_ids" in inspect.signature(network.forward).parameters
     return told and settings._attn_implementation == "sdpa" and not getattr(settings, "alibi", False)
 
