@@ -214,3 +214,23 @@ def test_examples_of_one_unit_are_learned_from_and_select_nothing(classifier: An
         table(features, targets), dataclasses.replace(context(12, ("c0", "c1", "c2")), units=units)
     )
     assert np.isfinite(scores(node, blobs(10, 3, seed=1)[0])).all()
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_features_that_are_all_equal_tell_nothing_apart(classifier: str) -> None:
+    features, targets = np.ones((8, 4), dtype=np.float32), ["a", "b"] * 4
+    node = Classify(classifier).fit(table(features, targets), context(8, ("a", "b")))
+    assert np.exp(scores(node, features[:1]))[0] == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+@pytest.mark.parametrize("standardise", [False, True])
+def test_rows_of_one_label_alone_give_that_label(classifier: str, standardise: bool) -> None:
+    """A search's folds leave out the only row of a rare label."""
+    features, _ = blobs(7, 2)
+    node = Classify(classifier, standardise=standardise)
+    node = node.fit(table(features, ["b"] * 7), context(8, ("a", "b", "c")))
+    fresh = blobs(5, 2, seed=1)[0]
+    answers = node.run(pa.table({"embedding": vector_column(fresh)}))
+    assert answers["prediction"].to_pylist() == ["b"] * 5
+    assert np.exp(scores(node, fresh)).sum(axis=1) == pytest.approx(1)

@@ -22,7 +22,6 @@ Choices, each so that the baseline is as strong as its kind allows:
 """
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -161,6 +160,8 @@ def fit_affine(
 ) -> Affine:
     """Fit on [k, D] features and [k] classes; labels without an example get an intercept of -inf.
 
+    Rows of one label alone, as a fold's may be, give the majority's classifier: there is nothing to tell apart.
+
     Args:
         classifier: which one.
         features: [k, D].
@@ -169,12 +170,12 @@ def fit_affine(
         parts: what is selected is selected on them.
         alone: True where no two rows have to stay on one side.
     """
+    if classifier == "majority" or len(np.unique(classes)) < 2:
+        return _majority(num_labels)(features, classes)
     if classifier in ("logistic", "logistic_by_accuracy"):
         loss = _log_loss if classifier == "logistic" else _error
         c = _select(LOGISTIC_C, lambda c: _affine(_logistic(c, num_labels)), features, classes, parts, loss)
         return _logistic(c, num_labels)(features, classes)
-    if classifier == "majority":
-        return _majority(num_labels)(features, classes)
     plain = {"ridge": _ridge, "lda": _lda, "centroid": _centroid}[classifier](num_labels)
     if classifier == "ridge" and not alone:
         alpha = _select(RIDGE_ALPHAS, lambda a: _affine(_ridge(num_labels, (a,))), features, classes, parts, _square)
@@ -237,7 +238,7 @@ def _lda(num_labels: int) -> Fit:
         from sklearn.covariance import LedoitWolf
 
         seen, place, counts = np.unique(classes, return_inverse=True, return_counts=True)
-        means = np.stack([features[classes == c].mean(axis=0) for c in seen])
+        means = _means(features, classes, seen)
         within = features - means[place]
         # One row per label tells nothing of their spread: an equal one everywhere is the nearest mean.
         covariance = LedoitWolf(assume_centered=True).fit(within).covariance_ if within.any() else np.eye(len(means.T))
@@ -249,14 +250,10 @@ def _lda(num_labels: int) -> Fit:
 
 def _centroid(num_labels: int) -> Fit:
     def fit(features: np.ndarray, classes: np.ndarray) -> Affine:
-        from sklearn.neighbors import NearestCentroid
-
-        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-            # Its within-class spread, which is not used here, is undefined for one row per label.
-            warnings.filterwarnings("ignore", "self.within_class_std_dev_")
-            model = NearestCentroid().fit(features, classes)
+        seen = np.unique(classes)
+        means = _means(features, classes, seen)
         # -|x - c|^2 up to |x|^2, which all labels share
-        return _placed(2 * model.centroids_.T, -(model.centroids_**2).sum(axis=1), model.classes_, num_labels)
+        return _placed(2 * means.T, -(means**2).sum(axis=1), seen, num_labels)
 
     return fit
 
@@ -270,6 +267,11 @@ def _majority(num_labels: int) -> Fit:
         return _placed(coef, np.log(model.class_prior_), model.classes_, num_labels)
 
     return fit
+
+
+def _means(features: np.ndarray, classes: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Of each label's rows, [S, D]."""
+    return np.stack([features[classes == c].mean(axis=0) for c in seen])
 
 
 def _columns(model: Any, num_labels: int) -> Affine:
