@@ -425,6 +425,11 @@ class TestStudent:
         again = Graph.load(tmp_path, models.load)
         assert np.allclose(scores(again, DATA.test), scores(done.after, DATA.test), atol=1e-6)
 
+    def test_biases_that_its_layers_have_no_place_for_stay_beside_them(self, tiny_llama: Path) -> None:
+        adapter = {"peft_type": "LORA", "r": 4, "lora_bias": True}
+        done = fit(spec(tiny_llama, rationale="none", adapter=adapter, training={"max_steps": 2}), DATA)
+        assert np.abs(scores(done.after, DATA.test) - scores(done.graph_with(done.begun), DATA.test)).max() > 1e-4
+
     def test_it_uses_what_it_is_given(self, tiny_llama: Path) -> None:
         """The label is in the rationale and nowhere else."""
 

@@ -72,8 +72,12 @@ def put_in(model: Any, adapter: Mapping[str, Any], seed: int, weights: Weights |
 
 
 def merges(adapter: Mapping[str, Any], model: Any) -> bool:
-    """Whether an adapter can become part of the weights, so that it costs nothing when the model answers."""
-    return adapter.get("peft_type") == "LORA" and model.source.quantization is None
+    """Whether an adapter can become part of the weights, so that it costs nothing when the model answers.
+
+    Trained biases (`lora_bias`) have no place where the layers under them have none.
+    """
+    unbiased = adapter.get("peft_type") == "LORA" and not adapter.get("lora_bias")
+    return unbiased and model.source.quantization is None
 
 
 def merged(model: Any, adapter: Mapping[str, Any], seed: int, weights: Weights) -> nn.Module:
