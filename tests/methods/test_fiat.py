@@ -387,6 +387,12 @@ class TestWhatTheStudentReads:
         given = donate.run(train.select(["text"]))["donor/text"].to_pylist()
         assert all(one in talks["text"] and one != own for one, own in zip(given, talks["text"], strict=True))
 
+    def test_rows_that_all_say_the_same_have_no_other(self, tiny_llama: Path) -> None:
+        place = DATA.train.column_names.index("text")
+        same = DATA.train.set_column(place, "text", pa.array(["ice"] * DATA.train.num_rows))
+        with pytest.raises(DataError, match=r"method\.rationale: shuffled .* all 24 training rows .* say the same"):
+            graph(tiny_llama, dataclasses.replace(DATA, train=same), rationale="shuffled")
+
     def test_its_own(self, tiny_llama: Path, tiny_gpt2: Path) -> None:
         wanted = spec(tiny_llama, rationale="self")
         handles = {"teacher": models.load(str(tiny_gpt2)), "student": models.load(str(tiny_llama))}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from graft.errors import DataError, SpecError
+from graft.hashing import row_keys
 from graft.seeds import generator
 from graft.spec import Task
 from graft.tasks.file import FileTask
@@ -56,10 +57,20 @@ def exemplars(given: int | str, per_group: bool, seed: int, task: Task, dataset:
 
 
 def donors(seed: int, count: int, dataset: "Dataset") -> Exemplars:
-    """What rows say of themselves whose rationales may be shown in another row's place."""
+    """What rows say of themselves whose rationales may be shown in another row's place.
+
+    Raises:
+        DataError: they all say the same, so that none can stand in for another.
+    """
     order = generator(seed, "donors").permutation(dataset.train.num_rows)[:count]
     columns = [*dataset.inputs, *(["group"] if "group" in dataset.train.column_names else [])]
-    return tuple(dataset.train.select(columns).take(pa.array(order)).to_pylist())
+    rows = dataset.train.select(columns).take(pa.array(order))
+    if len(set(row_keys(rows.select(dataset.inputs)))) < 2:
+        raise DataError(
+            f"method.rationale: shuffled shows each row the rationale of one that says something else, and all "
+            f"{rows.num_rows} training rows that it draws from say the same; give rows that differ, or use corrupted"
+        )
+    return tuple(rows.to_pylist())
 
 
 def _pool(dataset: "Dataset") -> pa.Table:

@@ -117,7 +117,7 @@ class Fiat(Tuning):
 
         Raises:
             SpecError: the inputs are not text, or the exemplars cannot be had.
-            DataError: an exemplar has no rationale, or is a row of the task.
+            DataError: an exemplar has no rationale, or is a row of the task; or no row can stand in for another.
             ModelError: a model cannot do what is asked of it.
         """
         fields = self.fields(task, dataset, models)
