@@ -119,6 +119,19 @@ def test_sharing_costs_fewer_tokens(tiny_llama: Path) -> None:
     assert costs["divided asked"] < 0.15 * costs["whole asked"]
 
 
+def test_what_the_first_block_reads_knows_its_place(tiny_gpt2: Path) -> None:
+    """Learned positions are added to it, and no keys or values tell how many tokens came before."""
+    model = models.load(ModelSource(source=str(tiny_gpt2), layer=0))
+    found = InContext(model, blocks(model, TEXTS[:4]))
+    whole = InContext(model, found.shown, share=False)
+    asked = blocks(model, TEXTS)
+    np.testing.assert_allclose(found.asked(asked), whole.asked(asked), atol=2e-5)
+    for exact in (True, False):
+        np.testing.assert_allclose(found.left_out(exact), whole.left_out(True), atol=2e-5)
+    alone = InContext(model, found.shown[:1])
+    assert np.abs(alone.asked(asked) - found.asked(asked)).max() > 1e-3
+
+
 def test_another_layer_is_read_behind_others_too(tiny_llama: Path) -> None:
     model = models.load(ModelSource(source=str(tiny_llama), layer=1))
     shown = blocks(model, TEXTS[:4])

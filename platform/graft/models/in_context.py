@@ -51,7 +51,9 @@ class InContext:
     """
 
     def __init__(self, model: CausalModel, shown: Sequence[Block], share: bool = True) -> None:
-        self.model, self.shown, self.share = model, list(shown), share and model.shares_prefixes
+        self.model, self.shown = model, list(shown)
+        # No block is computed before the first one's output: nothing fills a cache, which would know no position then.
+        self.share = share and model.shares_prefixes and model.source.layer != 0
         self.lead = model.never_empty([]) if not model.lead else list(model.lead)
 
     @property
