@@ -1,11 +1,13 @@
 """graft's methods as scikit-learn sees them."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
@@ -74,10 +76,47 @@ def test_a_text_that_is_too_long_is_cut_and_counted(head: str, tiny_bert: Path) 
         graft.TartClassifier(encoder=str(tiny_bert), head=head).fit(texts, labels)
 
 
-@pytest.mark.parametrize("labels", [["a", None, "b"], [0.0, float("nan"), 1.0]])
-def test_a_row_without_a_label_is_named(labels: list[Any], head: str) -> None:
-    with pytest.raises(ValueError, match=r"row 1 has no label|contains NaN"):
-        graft.TartClassifier(head=head).fit([[1.0], [2.0], [3.0]], labels)
+def test_a_prompt_that_the_encoder_puts_before_texts_needs_room_too(head: str, tiny_bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bert, tmp_path / "prompted")
+    steps = [{"idx": at, "name": str(at), "path": path} for at, path in enumerate(("", "1_Pooling"))]
+    for step, kind in zip(steps, ("Transformer", "Pooling"), strict=True):
+        step["type"] = f"sentence_transformers.models.{kind}"
+    (folder / "modules.json").write_text(json.dumps(steps))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    texts, labels = ["wet " * 500, "dry", "wet", "dry and dry"], ["wet", "dry", "wet", "dry"]
+    model = graft.TartClassifier(encoder=str(folder), head=head)
+    with pytest.warns(UserWarning, match="1 of 4 texts are cut to 128 tokens"):
+        model.fit(texts, labels)
+    with pytest.warns(UserWarning, match="2 of 2 texts are cut"):
+        both = model.predict_proba(["wet " * 500, "dry, " * 300])
+    with pytest.warns(UserWarning, match="1 of 1 texts are cut"):
+        alone = model.predict_proba(["dry, " * 300])
+    np.testing.assert_allclose(both[1:], alone, atol=1e-5)
+
+
+MISSING: list[Any] = [
+    ["a", None, "b"],
+    [0.0, float("nan"), 1.0],
+    pd.Series(["a", None, "b"], dtype="string"),
+    pd.Series([0, None, 1], dtype="Int64"),
+]
+
+
+@pytest.mark.parametrize("labels", MISSING)
+def test_a_row_without_a_label_is_named(labels: Any, head: str, tiny_bert: Path) -> None:
+    for encoder, rows in ((None, [[1.0], [2.0], [3.0]]), (str(tiny_bert), ["wet", "dry", "wet"])):
+        with pytest.raises(ValueError, match="row 1 has no label"):
+            graft.TartClassifier(encoder=encoder, head=head).fit(rows, labels)
+
+
+def test_no_rows_are_refused_as_scikit_learn_refuses_them(head: str, tiny_bert: Path) -> None:
+    model = graft.TartClassifier(encoder=str(tiny_bert), head=head).fit(["wet", "dry"], ["wet", "dry"])
+    for ask in (model.predict, model.predict_proba):
+        with pytest.raises(ValueError, match="0 samples, while a minimum of 1 is required"):
+            ask([])
 
 
 @pytest.mark.parametrize("constant", [0.1, 0.7, 1e-9, 3e8])

@@ -42,17 +42,18 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y: labels [k].
 
         Raises:
-            ValueError: numbers that are not finite, rows that are no texts, or fewer than two classes.
+            ValueError: numbers that are not finite, rows that are no texts, a row without a label, or fewer than two
+                classes.
             ModelError: there is no such encoder or head.
             DataError: the head cannot read so many rows.
         """
-        if self.encoder is None:
-            features, labels = validate_data(self, X, y, dtype=np.float64)
-        else:
-            check_consistent_length(X, y)
-            labels = column_or_1d(y, warn=True)
-        if missing := [at for at, label in enumerate(labels.tolist()) if label is None or label != label]:
+        labels = column_or_1d(y, warn=True)
+        if missing := [at for at, label in enumerate(labels.tolist()) if _is_missing(label)]:
             raise ValueError(f"y: row {missing[0]} has no label; fill it in or leave the row out")
+        if self.encoder is None:
+            features, labels = validate_data(self, X, labels, dtype=np.float64)
+        else:
+            check_consistent_length(X, labels)
         check_classification_targets(labels)
         self.classes_, self.labels_ = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
@@ -69,7 +70,11 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Probabilities [N, C], in the order of `classes_`."""
+        """Probabilities [N, C], in the order of `classes_`.
+
+        Raises:
+            ValueError: there are no rows, or rows of another kind than those of the fit.
+        """
         check_is_fitted(self)
         numbers = self.encoder is None
         features = validate_data(self, X, reset=False, dtype=np.float64) if numbers else self._embedded(X)
@@ -92,22 +97,24 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self._reasoner = reasoner(head.network, self.memory_, self.labels_, len(self.classes_))
 
     def _embedded(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Texts as vectors [N, D]; what is longer than the encoder reads is cut, with a warning."""
+        """Texts as vectors [N, D], at least one; what is longer than the encoder reads is cut, with a warning."""
         given = np.asarray(X, dtype=object)
         if given.ndim > 2 or (given.ndim == 2 and given.shape[1] != 1):
             raise ValueError(f"X has shape {given.shape}; with an encoder, give one column of texts")
         texts = given.ravel().tolist()
+        if not texts:
+            raise ValueError("X: found 0 samples, while a minimum of 1 is required by TartClassifier")
         if wrong := [at for at, text in enumerate(texts) if not isinstance(text, str)]:
             raise ValueError(f"X: row {wrong[0]} holds {texts[wrong[0]]!r}, no text; fill it in or leave it out")
         if not hasattr(self, "_encoder"):
             self._encoder = _same(models.load(str(self.encoder)), self.encoder_fingerprint_)
-        encoder = self._encoder
-        longest = getattr(encoder, "context_tokens", None)
-        if longest and (cut := np.count_nonzero(encoder.tokens_over(texts, longest))):
+        read = _beginnings(self._encoder, texts)
+        if cut := sum(one != text for one, text in zip(read, texts, strict=True)):
+            longest = self._encoder.context_tokens
             warnings.warn(
                 f"{cut} of {len(texts)} texts are cut to {longest} tokens, all the encoder reads", stacklevel=3
             )
-        return encoder.embed(texts, longest).astype(np.float64)
+        return self._encoder.embed(read).astype(np.float64)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -117,6 +124,24 @@ class TartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.string = self.encoder is not None
         return tags
+
+
+def _is_missing(label: Any) -> bool:
+    """None, NaN, NaT, or pandas' NA, which alone will not say whether it equals itself."""
+    try:
+        return label is None or bool(label != label)
+    except TypeError:
+        return True
+
+
+def _beginnings(encoder: Any, texts: list[str]) -> list[str]:
+    """Each text as far as the encoder reads it, with what it puts around it; how far is no matter of the others."""
+    read = list(texts)
+    # A beginning alone may have more tokens than it had inside the text, so the first one can be too long.
+    while len(long := np.flatnonzero((excess := encoder.excess(read)) > 0)):
+        for at, count in zip(long, encoder.count_tokens([read[at] for at in long]), strict=True):
+            (read[at],) = encoder.cut([read[at]], int(count - excess[at]))
+    return read
 
 
 def _same(model: Any, fingerprint: str) -> Any:
