@@ -107,13 +107,13 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Makes a causal network of any kind: its class's name without ForCausalLM, and what its configuration says."""
+    """Makes a causal network of any kind: its class's name without its head's, and what its configuration says."""
 
-    def make(name: str, **sizes: Any) -> Path:
+    def make(name: str, head: str = "ForCausalLM", **sizes: Any) -> Path:
         import transformers
 
         config = getattr(transformers, f"{name}Config")(**sizes)
-        return save_tiny(tmp_path_factory.mktemp(name), f"{name}ForCausalLM", config, None)
+        return save_tiny(tmp_path_factory.mktemp(name), f"{name}{head}", config, None)
 
     return make
 

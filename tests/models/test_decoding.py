@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -271,6 +272,52 @@ def test_a_shared_beginning_is_read_once(request: pytest.FixtureRequest, name: s
     everything = sum(len(one.ids or []) for one in asked) + 6 * len(asked)
     assert model.usage.tokens - before < everything - (len(asked) - 1) * (shared - 1)
     check_equal(model, line)
+
+
+HEADS = {"num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 2, "initializer_range": 0.2, **HEADS}
+BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "init_std": 0.2}
+EXPERTS = {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 16}
+MIXED = {"layer_types": ["linear_attention", "full_attention"]}
+KINDS: dict[str, dict[str, Any]] = {
+    "Bart": {**BART, "is_decoder": True, "is_encoder_decoder": False, "max_position_embeddings": 256},
+    "Rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64},
+    "MiniMax": {**LLAMA, **EXPERTS, **MIXED},
+    "Mamba": {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "initializer_range": 0.2},
+    "OpenAIGPT": {"head": "LMHeadModel", "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2},
+    "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2},
+    "GPTNeo": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 8, "initializer_range": 0.2}
+    | {"attention_types": [[["global", "local"], 1]], "max_position_embeddings": 256},
+    "Mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "initializer_range": 0.2},
+}
+"""Causal networks that keep track of positions and of what was read in ways of their own."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "mixes", "way"),
+    [
+        ("Bart", False, Together),  # counts columns
+        ("Rwkv", False, Together),  # reads padding
+        ("MiniMax", False, Together),  # reads padding when it goes on from its cache
+        ("Mamba", True, Together),
+        ("OpenAIGPT", True, Together),  # has no cache
+        ("Bloom", True, Continuous),
+        ("GPTNeo", True, Together),  # has windows of columns
+        ("Mpt", True, Together),  # counts distances by the column: a shared beginning stands before padding
+    ],
+)
+def test_neighbours_of_another_length_change_nothing(tiny_causal: Any, kind: str, mixes: bool, way: type) -> None:
+    model = graft.models.load(str(tiny_causal(kind, **KINDS[kind])))
+    before = model.usage.tokens
+    assert type(writer_for(model, 4)) is way
+    assert (model.mixes_lengths, model.usage.tokens) == (mixes, before)
+    check_equal(model, run(model, [(0, asked) for asked in variants()]))
+    prompts = [*PROMPTS, *(SHARED + end for end in ("One day", "Her mom", "It", "Then they all", "A cat"))]
+    assert model.generate(prompts, 8) == [model.generate([one], 8)[0] for one in prompts]
+    labels = [" cat", " a label of several words"]
+    np.testing.assert_allclose(
+        model.score(prompts, labels), np.concatenate([model.score([one], labels) for one in prompts]), atol=1e-5
+    )
 
 
 def test_who_does_not_fit_waits_for_room(tiny_llama: Path) -> None:

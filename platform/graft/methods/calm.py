@@ -317,7 +317,7 @@ class Composed(Learned):
 
     def _limits(self) -> dict[str, Any]:
         """What was read is kept by the composed model itself, for one text at a time."""
-        return {"shares_prefixes": False, "beside": self._beside}
+        return {"shares_prefixes": False, "mixes_as": self.model, "beside": self._beside}
 
     def _beside(self, prompts: Sequence[Any]) -> dict[str, Any]:
         return {"context": [prompt.heard for prompt in prompts]} if self.mode == "context" else {}

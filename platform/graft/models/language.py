@@ -56,6 +56,8 @@ class CausalModel(LocalModel):
     kind: Kind = "causal"
     beside: Callable[[Sequence[str]], dict[str, Any]] = staticmethod(_nothing)
     """What else the network takes with these prompts."""
+    mixes_as: "CausalModel | None" = None
+    """The model whose `mixes_lengths` holds here too: a composed model's anchor."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -69,8 +71,20 @@ class CausalModel(LocalModel):
 
     @functools.cached_property
     def shares_prefixes(self) -> bool:
-        """Whether what prompts have in common is computed once."""
-        return self.plain and prefixes.shareable(self.network, self.config)
+        """Whether what prompts have in common is computed once, and texts join others that are being written."""
+        return self.plain and prefixes.shareable(self.network, self.config) and self._paddable(between=True)
+
+    @functools.cached_property
+    def mixes_lengths(self) -> bool:
+        """Whether prompts of unequal length are written beside each other, the shorter ones padded on the left."""
+        if self.mixes_as is not None:
+            return self.mixes_as.mixes_lengths
+        return self.plain and (self.shares_prefixes or self._paddable(between=False))
+
+    def _paddable(self, between: bool) -> bool:
+        """As `prefixes.paddable`; some networks are tried, by a few tokens that `usage` does not count."""
+        with self.lock, torch.inference_mode():
+            return prefixes.paddable(self.network, self.config, between)
 
     @property
     def packs_prompts(self) -> bool:

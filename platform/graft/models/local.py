@@ -54,7 +54,7 @@ class LocalModel(Model):
 
     kind: Kind = "encoder"
     plain: bool = True
-    """The network may be cached, padded on the left and called in parts; False with soft prompts in it."""
+    """The network may be cached, padded and called in parts; False with soft prompts in it."""
 
     def __init__(
         self,
@@ -139,6 +139,11 @@ class LocalModel(Model):
         """Forget the weights until something is computed again."""
         with self.lock:
             self._network = None
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether prompts of unequal length are written beside each other."""
+        return self.plain
 
     @property
     def decoder_start(self) -> list[int]:

@@ -1,7 +1,7 @@
 """Batches that are written from their first token to their last, by transformers' own `generate`.
 
-For models whose rows cannot join a batch that has begun: encoder-decoders, soft prompts, composed models, and those
-with states of their own.
+For models whose rows cannot join a batch that has begun: encoder-decoders, soft prompts, composed models, those with
+states of their own or without a cache, and those that must not be padded.
 """
 
 import functools

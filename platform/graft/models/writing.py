@@ -148,9 +148,9 @@ def _alike(model: "CausalModel", rows: Sequence[list[int]]) -> list[prefixes.Gro
 
 def _batches(model: "LocalModel", lengths: list[int], more: int) -> list[NDArray[np.intp]]:
     """Rows to write for together: of one length where there must be no padding."""
-    groups = [np.arange(len(lengths))]
-    if not model.plain:
-        groups = [np.flatnonzero(np.array(lengths) == length) for length in sorted(set(lengths))]
+    groups, different = [np.arange(len(lengths))], sorted(set(lengths))
+    if len(different) > 1 and not model.mixes_lengths:
+        groups = [np.flatnonzero(np.array(lengths) == length) for length in different]
     return [
         group[batch] for group in groups for batch in batches([lengths[row] + more for row in group], TOKENS_PER_BATCH)
     ]
