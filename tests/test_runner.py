@@ -607,6 +607,7 @@ def test_a_run_that_was_killed_says_what_all_its_attempts_have_cost(
         row: dict[str, Any] = runner.carry_out(plan, files, runner.open_store(files), watch).metrics.to_pylist()[0]
         return row
 
+    attempt("before")  # a model remembers what its prompts begin with, in every attempt that follows
     whole = attempt("whole")
     assert whole["teacher_calls"] == 19
     # In its test rows, in its examples, and while it trains.

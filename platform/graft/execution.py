@@ -1,7 +1,6 @@
 """Runs one node over a table: what the column store has is read, the rest is computed and kept."""
 
 import itertools
-import math
 import resource
 import sys
 import time
@@ -33,7 +32,7 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 def noting(progress: Progress, note: Callable[[], None]) -> Progress:
     """A progress that also calls `note` where rows have been stored: what they have cost is then known."""
-    noted = -math.inf
+    noted = time.monotonic()
 
     def watched(what: str, done: int, total: int) -> None:
         nonlocal noted
