@@ -70,7 +70,7 @@ def test_the_same_spec_swept_served_and_asked(tmp_path: Path, minilm: str) -> No
     given = re.search(r'\{"object":"list".*\}', answer.stdout)
     assert shown, "the README shows an answer"
     assert given, answer.stdout + answer.stderr
-    assert re.search(r"^good\n\[-?0\.", answer.stdout, re.MULTILINE), answer.stdout + answer.stderr
+    assert re.search(r"^bad\n\[-?0\.", answer.stdout, re.MULTILINE), answer.stdout + answer.stderr
     said, told = json.loads(given[0]), json.loads(shown[0])
     assert said["data"][0]["scores"] == pytest.approx(told["data"][0]["scores"], abs=1e-3)
     assert said["model"] == told["model"]
