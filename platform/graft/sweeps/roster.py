@@ -10,6 +10,7 @@ from graft import hashing, planning
 from graft.spec import Experiment
 from graft.sweeps.ablations import names
 from graft.sweeps.axes import Cell, Member
+from graft.sweeps.spaces import spaces
 from graft.swept import Dimension, Sweep
 
 PROPOSALS = 2
@@ -91,7 +92,5 @@ def identify(experiment: Experiment, ablations: Mapping[str, str | None]) -> str
 def _arms(sweep: Sweep | None, of_cell: Mapping[Cell | None, Sequence[planning.Plan]]) -> tuple[Arm, ...]:
     found: list[Mapping[str, Dimension]] = [{} for _ in of_cell]
     if sweep is not None and sweep.search is not None:
-        from graft.sweeps.search import spaces  # only now: it needs Optuna
-
         found = list(spaces(sweep.search, [(cell, plans[0]) for cell, plans in of_cell.items() if cell is not None]))
     return tuple(Arm(cell, tuple(plans), space) for (cell, plans), space in zip(of_cell.items(), found, strict=True))
