@@ -97,5 +97,7 @@ def describe(origin: str, fault: Mapping[str, Any]) -> str:
     elif fault["type"] == "missing":
         got, message = "", "is missing"
     else:
-        got = "" if isinstance(fault["input"], Mapping) else f"; got {fault['input']!r}"
+        # A validator may have said it already, of the part that is at fault.
+        said = isinstance(fault["input"], Mapping) or "got " in message
+        got = "" if said else f"; got {fault['input']!r}"
     return f"{origin}: {path + ': ' if path else ''}{message}{got}"
