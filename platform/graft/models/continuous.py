@@ -28,7 +28,6 @@ from torch.nn.functional import pad
 from graft.models import drawing, prefixes
 from graft.models.asked import Asked, Emit, More, Piece
 from graft.models.batching import padded
-from graft.models.detokenizing import Spelling
 from graft.models.growing import Growing
 from graft.models.writing import end_tokens
 
@@ -148,7 +147,6 @@ class Continuous:
 
     def __init__(self, model: "CausalModel", max_sequences: int, max_positions: int = MAX_POSITIONS) -> None:
         self.model, self.max_sequences, self.max_positions = model, max_sequences, max_positions
-        self.spelling = Spelling(model.tokenizer)
         self._read_tokens = 0
         """Of the prompt whose turn it is, in parts."""
 
@@ -193,7 +191,7 @@ class Continuous:
                 break
             waiting.popleft()
             prompts.append(ids)
-            texts.append(Growing(asked, ids, ids, self.spelling, ends))
+            texts.append(Growing(asked, ids, ids, self.model.spelling, ends))
         return batch.join(texts, prompts) if texts else []
 
     def _read_part(self, ids: list[int]) -> bool:

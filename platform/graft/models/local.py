@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from graft.errors import ModelError
 from graft.models.batching import PADDING_PER_BATCH, batches, padded
 from graft.models.blocks import Reached, at_layer, blocks_of
+from graft.models.detokenizing import Spelling
 from graft.models.model import SCORING, WRITING, Candidates, Kind, Model
 from graft.models.pooling import Readout
 from graft.spec import ModelSource
@@ -139,6 +140,11 @@ class LocalModel(Model):
         """Forget the weights until something is computed again."""
         with self.lock:
             self._network = None
+
+    @functools.cached_property
+    def spelling(self) -> Spelling:
+        """What the tokenizer's tokens spell, for texts that are read while they are written."""
+        return Spelling(self.tokenizer)
 
     @property
     def mixes_lengths(self) -> bool:

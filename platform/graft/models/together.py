@@ -13,7 +13,6 @@ from torch import Tensor
 
 from graft.models import drawing
 from graft.models.asked import Asked, Emit, More
-from graft.models.detokenizing import Spelling
 from graft.models.growing import Growing
 from graft.models.writing import end_tokens, write
 
@@ -32,7 +31,6 @@ class Together:
 
     def __init__(self, model: "LocalModel", max_sequences: int) -> None:
         self.model, self.max_sequences = model, max_sequences
-        self.spelling = Spelling(model.tokenizer)
 
     def write(self, first: Sequence[Asked], more: More, emit: Emit) -> None:
         """As `Writer.write`; the model is free for others between two batches."""
@@ -50,7 +48,7 @@ class Together:
         causal, ends = self.model.kind == "causal", end_tokens(self.model)
         prompts = [one.ids or self.model.rows_to_write([one.prompt], one.max_new_tokens)[0] for one in several]
         texts = [
-            Growing(asked, ids, ids if causal else [], self.spelling, ends)
+            Growing(asked, ids, ids if causal else [], self.model.spelling, ends)
             for asked, ids in zip(several, prompts, strict=True)
         ]
         for members in self._fitting(texts) if causal else [texts]:

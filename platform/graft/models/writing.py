@@ -11,7 +11,6 @@ from torch import Tensor
 from graft.models import prefixes
 from graft.models.asked import Asked
 from graft.models.batching import batches, padded
-from graft.models.detokenizing import Spelling
 from graft.models.drawing import Gumbel
 from graft.models.growing import Growing, first_of
 from graft.models.model import Sampling, Written
@@ -113,8 +112,8 @@ def _write_batch(
         given["decoder_input_ids"] = ids.new_tensor([starts] * len(prompts))
     texts: list[Growing] = []
     if stop and not hearer:
-        asked, spelling = Asked("", max_new_tokens, tuple(stop)), Spelling(model.tokenizer)
-        texts = [Growing(asked, prompt, prompt if causal else (), spelling, ends) for prompt in prompts]
+        asked = Asked("", max_new_tokens, tuple(stop))
+        texts = [Growing(asked, prompt, prompt if causal else (), model.spelling, ends) for prompt in prompts]
     output = model.network.generate(
         input_ids=ids,
         attention_mask=mask,
